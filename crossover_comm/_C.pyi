@@ -1,0 +1,128 @@
+"""The C++ extension: schedules, plans, pipes and the engine. No logic lives in the binding."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+Row: TypeAlias = list[tuple[int, float]]
+"""(peer, weight) for each peer that a rank receives from, in mixing order."""
+
+class Schedule:
+    """Pure function of (round, segment): who exchanges with whom."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def stochasticity(self) -> str:
+        """"doubly", "row" or "column"."""
+    def rows(self, round: int, segment: int) -> list[Row]:
+        """All rows of the mixing matrix without its diagonal, one per rank."""
+    def program(
+        self, round: int, segment: int, numel: int, rank: int
+    ) -> list[tuple[list[tuple[int, int, int]], list[tuple[int, int, int, float]]]]:
+        """Phases: sends (peer, begin, end), receives (peer, begin, end, weight), in elements."""
+
+def crossover_schedule(size: int, seed: int) -> Schedule: ...
+def crossover_sequential_schedule(size: int, seed: int, num_segments: int) -> Schedule: ...
+def exponential_schedule(size: int) -> Schedule: ...
+def ring_schedule(size: int) -> Schedule: ...
+def complete_schedule(size: int) -> Schedule: ...
+def table_schedule(
+    tables: Sequence[Sequence[Row]], stochasticity: str, rotate_by_segment: bool
+) -> Schedule: ...
+
+class SegmentPlan:
+    """The cut of one model. `segments`: (name, dtype, numels, tensor names) each."""
+
+    def __init__(
+        self,
+        segments: Sequence[tuple[str, str, Sequence[int], Sequence[str]]],
+        wire: str,
+        issue_order: Sequence[int],
+    ) -> None: ...
+    @property
+    def num_segments(self) -> int: ...
+    @property
+    def num_tensors(self) -> int: ...
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes of one model on the wire."""
+
+class Pipe:
+    """A stream of bytes to one peer; handed to an Engine, which then owns it."""
+
+    def describe(self) -> str: ...
+
+def tcp_pipe(fd: int, label: str) -> Pipe:
+    """Takes over the connected socket `fd`."""
+
+def create_shared_memory_channel() -> tuple[int, int, int]:
+    """New descriptors (memory, wake_0, wake_1); the caller owns them."""
+
+def shared_memory_pipe(
+    memory_fd: int, wake_0_fd: int, wake_1_fd: int, side: int, process_fd: int, label: str
+) -> Pipe:
+    """Takes over the descriptors. `process_fd` is a pidfd of the peer."""
+
+class LocalNetwork:
+    """Ranks as threads of one process, with faults: for tests and demonstrations."""
+
+    def __init__(
+        self,
+        size: int,
+        ring_bytes: int = ...,
+        seed: int = ...,
+        delay_probability: float = ...,
+        max_fill_bytes: int = ...,
+    ) -> None: ...
+    def take_pipes(self, rank: int) -> list[Pipe | None]: ...
+    def kill(self, rank: int) -> None: ...
+    def freeze(self, rank: int, frozen: bool) -> None: ...
+    def inject(self, source: int, destination: int, data: bytes) -> None: ...
+
+class Engine:
+    """The progress thread and all plans of this process.
+
+    Blocking calls release the GIL, notice signals, and pass warnings of long waits to `warn`.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        size: int,
+        pipes: Sequence[Pipe | None],
+        timeout_s: float,
+        stall_timeout_s: float,
+        stall_warning_s: float,
+        raise_on_non_finite: bool,
+        event_capacity: int,
+        incarnation: int,
+        warn: Callable[[str], None],
+    ) -> None:
+        """Takes the pipes and starts the progress thread."""
+    def add_plan(self, plan: SegmentPlan, schedule: Schedule, first_round: int) -> int: ...
+    def remove_plan(self, plan: int) -> None: ...
+    def open_round(self, plan: int, addresses: Sequence[int]) -> None:
+        """Posts every segment; addresses of all tensors in plan order."""
+    def close_round(self, plan: int, addresses: Sequence[int]) -> None:
+        """Waits for every open segment in issue order and mixes it."""
+    def wait_segment(self, plan: int, segment: int, addresses: Sequence[int]) -> None:
+        """Waits for one segment, if open, and mixes it; addresses of its tensors alone."""
+    def round(self, plan: int, segment: int) -> int:
+        """The open round of the segment, or the next one."""
+    def is_open(self, plan: int) -> bool: ...
+    def fail(self, cause: str) -> None:
+        """Records a failure of this rank's own, so that the others learn it."""
+    def shutdown(self, timeout_s: float) -> None:
+        """Farewell, then the end of the progress thread; bounded, idempotent."""
+    def counters(self) -> dict[str, int]:
+        """payload_sent_bytes, payload_received_bytes, wire_sent_bytes, wire_received_bytes,
+        messages_sent, messages_received."""
+    def events(self, first: int) -> tuple[list[tuple[float, str, int, int, int, int, int, int]], int]:
+        """Records (time_s, kind, plan, round, segment, phase, peer, bytes) from index `first` on,
+        and the index to ask for next."""
+
+def pack(addresses: Sequence[int], numels: Sequence[int], dtype: str, wire: str) -> bytes:
+    """Q(x) of host tensors, as a peer would receive it."""

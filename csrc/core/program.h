@@ -1,0 +1,43 @@
+// What one rank does for one segment in one round: an exchange program.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace crossover {
+
+/// Elements [begin, end) of a segment: its tensors laid end to end in plan order.
+struct Slice {
+  int64_t begin = 0;
+  int64_t end = 0;
+  int64_t numel() const { return end - begin; }
+  bool operator==(const Slice&) const = default;
+};
+
+struct Send {
+  int peer = 0;
+  Slice slice;
+};
+
+/// x[slice] += weight * (m_peer[slice] - m_own[slice]), with m = Q(x) at the start of the phase.
+struct Receive {
+  int peer = 0;
+  Slice slice;
+  double weight = 0.0;
+};
+
+/// Sends and receives that may all be in flight together. Nothing is mixed before all receives of
+/// the phase have arrived; then they are mixed in the order of `receives`, whatever the order of
+/// arrival. At most one message goes from one rank to another within a phase.
+struct Phase {
+  std::vector<Send> sends;
+  std::vector<Receive> receives;
+};
+
+/// Phases run one after the other: phase p + 1 sends what phase p left. An idle rank has no phases
+/// or empty ones.
+struct Program {
+  std::vector<Phase> phases;
+};
+
+}  // namespace crossover

@@ -1,0 +1,87 @@
+// Who exchanges with whom: pure functions of (round, segment), evaluated alike on every rank.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/program.h"
+
+namespace crossover {
+
+/// Which sums of the mixing matrix W (row = receiver, column = source) are 1.
+enum class Stochasticity { kDoubly, kRow, kColumn };
+
+/// One draw: a round of one segment. `segment` is the index in model order.
+struct RoundKey {
+  uint64_t round = 0;
+  uint32_t segment = 0;
+};
+
+struct WeightedPeer {
+  int peer = 0;
+  double weight = 0.0;
+  bool operator==(const WeightedPeer&) const = default;
+};
+
+/// Row i of W without its diagonal: whom rank i receives from, in mixing order. The diagonal is
+/// 1 minus the sum of the weights.
+using PeerRow = std::vector<WeightedPeer>;
+
+/// Draws exchange programs. Thread-safe; two calls with the same arguments give the same answer,
+/// on any rank, in any order.
+class Schedule {
+ public:
+  virtual ~Schedule() = default;
+  virtual std::string_view name() const = 0;
+  virtual int size() const = 0;
+  virtual Stochasticity stochasticity() const = 0;
+  /// The part of `rank` in the exchange of a segment of `numel` elements.
+  virtual Program program(const RoundKey& key, int64_t numel, int rank) const = 0;
+};
+
+/// A schedule of single-phase programs over whole segments: W is its rows.
+class PeerSchedule : public Schedule {
+ public:
+  /// All `size()` rows of W for this draw.
+  virtual std::vector<PeerRow> rows(const RoundKey& key) const = 0;
+  /// One phase: receives are the rank's row, sends go to every rank whose row names this one, in
+  /// ascending order of peer.
+  Program program(const RoundKey& key, int64_t numel, int rank) const override;
+};
+
+/// Throws InvalidArgument unless every weight is > 0 and finite, no row names its own rank, a
+/// peer twice or a peer outside 0..n-1, every row's diagonal is >= 0 to 1e-9, and the sums that
+/// `property` declares are 1 to 1e-9. `where` names the table in the message.
+void check_rows(const std::vector<PeerRow>& rows, Stochasticity property, const std::string& where);
+
+/// Uniform derangement per (seed, round, segment), from a counter-based generator: every rank
+/// receives from one other and sends to one other, weight 1/2. W = (I + P)/2.
+/// Source: Crossover-SGD, arXiv 2012.15198. size >= 2.
+std::unique_ptr<PeerSchedule> crossover_schedule(int size, uint64_t seed);
+
+/// The derangements of the paper's authors, bit for bit: numpy's RandomState(seed) consumed one
+/// map per segment per round in model order. `num_segments` is part of the state. Drawing a round
+/// replays the generator from the last one drawn (from the start when going back).
+std::unique_ptr<PeerSchedule> crossover_sequential_schedule(int size, uint32_t seed,
+                                                            uint32_t num_segments);
+
+/// One-peer exponential graph: in phase k rank r sends to r + 2^(k mod L) mod n, L = ceil(log2 n),
+/// weight 1/2, with k = round + segment. Source: Assran et al., SGP, arXiv 1811.10792; Ying et
+/// al., arXiv 2110.13363.
+std::unique_ptr<PeerSchedule> exponential_schedule(int size);
+
+/// Both neighbours on a ring, weight 1/3 each (n = 2: the other rank, 1/2).
+std::unique_ptr<PeerSchedule> ring_schedule(int size);
+
+/// Every other rank, weight 1/n: an exact average every round.
+std::unique_ptr<PeerSchedule> complete_schedule(int size);
+
+/// A user's own: W of round t, segment s is tables[(t + s * rotate) % tables.size()]. Every table
+/// is checked against `property` here.
+std::unique_ptr<PeerSchedule> table_schedule(std::vector<std::vector<PeerRow>> tables,
+                                             Stochasticity property, bool rotate_by_segment);
+
+}  // namespace crossover

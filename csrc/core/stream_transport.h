@@ -1,0 +1,52 @@
+// Messages over one Pipe per peer: framing, room announcements, heartbeats, farewells.
+//
+// Every frame starts with a 64-byte header (frame.h). A receiver announces room for a tag with READY;
+// the sender then streams the message as DATA frames of at most kMaxFrameBytes, so that control
+// frames never wait behind a whole segment. Data therefore always has a place to go and a reader
+// never stops reading.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "core/transport.h"
+
+namespace crossover {
+
+class Pipe;
+class PeerChannel;
+
+struct StreamConfig {
+  int rank = 0;
+  int size = 1;
+  double timeout_s = 30.0;   // liveness: a peer silent for this long is lost
+  uint32_t epoch = 0;        // membership epoch, in every header
+  uint64_t incarnation = 0;  // of this rank's process, in every header
+};
+
+class StreamTransport final : public Transport {
+ public:
+  /// `pipes[p]` leads to rank p; the entry of this rank is null.
+  StreamTransport(const StreamConfig& config, std::vector<std::unique_ptr<Pipe>> pipes);
+  ~StreamTransport() override;
+
+  void receive(int peer, const MessageTag& tag, MessageSink& sink, uint64_t token) override;
+  void send(int peer, const MessageTag& tag, MessageSource& source, uint64_t token) override;
+  void forget_plan(uint32_t plan) override;
+  bool progress(double now_s, std::vector<TransportEvent>& events) override;
+  bool prepare_to_sleep(double now_s, std::vector<PollItem>& items, double& max_sleep_s) override;
+  void say_farewell(const Farewell& farewell) override;
+  bool drained() override;
+  TransportCounters counters() const override { return counters_; }
+
+ private:
+  const StreamConfig config_;
+  std::vector<std::unique_ptr<PeerChannel>> channels_;
+  std::set<uint32_t> forgotten_plans_;
+  TransportCounters counters_;
+  double last_progress_s_ = -1.0;
+};
+
+}  // namespace crossover

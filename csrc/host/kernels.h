@@ -1,0 +1,36 @@
+// Element loops of the host device: cast, count of non-finite values, weighted difference.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "core/dtype.h"
+
+namespace crossover {
+
+/// Instruction sets the kernels are compiled for; the best one the CPU has is taken.
+enum class SimdLevel { kPortable, kAvx2 /* with FMA and F16C */, kAvx512 };
+
+/// What this CPU has, detected once.
+SimdLevel simd_level();
+
+/// One message's elements, aligned with the tensor's.
+struct MixInput {
+  const std::byte* data = nullptr;
+  Dtype dtype = Dtype::kFloat32;
+  double weight = 0.0;
+};
+
+/// out[k] = Q(x[k]) for k < numel: cast from `from` to `to`, round to nearest even; a NaN stays a
+/// NaN. Returns how many x[k] are NaN or infinite. Buffers may be unaligned and must not overlap.
+int64_t pack_elements(const void* x, Dtype from, std::byte* out, Dtype to, int64_t numel,
+                      SimdLevel level = simd_level());
+
+/// x[k] <- round(acc), acc = x[k]; for each input in order acc = fma(weight, m[k] - q, acc) with
+/// q = Q(x[k]) cast to `own` and back. Arithmetic in float32, in float64 for float64 tensors. Every
+/// level gives the same bits.
+void mix_elements(void* x, Dtype dtype, Dtype own, std::span<const MixInput> inputs, int64_t numel,
+                  SimdLevel level = simd_level());
+
+}  // namespace crossover
