@@ -1,0 +1,274 @@
+#include "core/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "core/plan_state.h"
+
+namespace crossover {
+namespace {
+
+constexpr double kDestructorTimeout_s = 5.0;
+
+std::string seconds(double value_s) {
+  std::string text = std::to_string(value_s);
+  text.erase(text.find_last_not_of('0') + 1);
+  if (text.back() == '.') text.pop_back();
+  return text + " s";
+}
+
+}  // namespace
+
+Engine::Engine(const EngineConfig& config, std::unique_ptr<Transport> transport,
+               std::unique_ptr<Poller> poller, const Clock& clock)
+    : config_(config),
+      clock_(clock),
+      events_(config.event_capacity),
+      transport_(std::move(transport)),
+      poller_(std::move(poller)),
+      left_(config.size, false) {
+  check(transport_ && poller_, "an engine has a transport and a poller");
+}
+
+Engine::~Engine() {
+  if (abandoned_) {
+    // The thread, the links and whoever held the mutex belong to the parent process.
+    (void)thread_.release();
+    (void)transport_.release();
+    (void)poller_.release();
+    return;
+  }
+  shutdown(kDestructorTimeout_s);
+}
+
+void Engine::start() {
+  check(!thread_, "an engine is started once");
+  thread_ = std::make_unique<std::jthread>([this] { run(); });
+}
+
+void Engine::check_not_forked() const {
+  if (!abandoned_) return;
+  throw InvalidArgument(
+      "crossover_comm was used in a process forked after init(); its links belong to the parent");
+}
+
+uint32_t Engine::add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> schedule,
+                          std::shared_ptr<Device> device, uint64_t first_round) {
+  check_not_forked();
+  if (schedule->size() != config_.size) {
+    throw InvalidArgument("schedule '" + std::string(schedule->name()) + "': expected one for " +
+                          std::to_string(config_.size) + " ranks, got one for " +
+                          std::to_string(schedule->size()));
+  }
+  const std::lock_guard lock(mutex_);
+  check_usable();
+  const auto id = static_cast<uint32_t>(plans_.size());
+  plans_.push_back(std::make_shared<PlanState>(id, std::move(plan), std::move(schedule),
+                                               std::move(device), first_round, config_.rank,
+                                               config_.non_finite));
+  commands_.push_back({Command::Kind::kAdd, plans_.back()});
+  poller_->wake();
+  return id;
+}
+
+void Engine::remove_plan(uint32_t plan) {
+  check_not_forked();
+  const std::lock_guard lock(mutex_);
+  if (plan >= plans_.size() || !plans_[plan] || over_) return;
+  commands_.push_back({Command::Kind::kRemove, std::exchange(plans_[plan], nullptr)});
+  poller_->wake();
+}
+
+void Engine::check_usable() const {
+  if (over_ || shutting_down_) throw InvalidArgument("the engine has been shut down");
+}
+
+std::shared_ptr<PlanState> Engine::usable_plan(uint32_t plan) const {
+  if (plan >= plans_.size() || !plans_[plan]) {
+    throw InvalidArgument("plan " + std::to_string(plan) + ": no such plan in this engine");
+  }
+  if (!failure_) check_usable();
+  return plans_[plan];
+}
+
+void Engine::open_round(uint32_t plan, std::span<void* const> addresses) {
+  check_not_forked();
+  const std::lock_guard lock(mutex_);
+  const std::shared_ptr<PlanState> state = usable_plan(plan);
+  if (state->segments.empty()) return;
+  raise_failure(*state, state->current_segment());
+  if (addresses.size() != state->plan.num_tensors()) {
+    throw InvalidArgument("open_round: expected " + std::to_string(state->plan.num_tensors()) +
+                          " addresses, got " + std::to_string(addresses.size()));
+  }
+  if (state->is_open()) {
+    throw InvalidArgument("open_round: plan " + std::to_string(plan) + " has an open round");
+  }
+  for (const uint32_t index : state->plan.issue_order()) {
+    SegmentState& segment = state->segments[index];
+    const auto own = addresses.subspan(state->plan.first_tensor(index),
+                                       state->plan.segment(index).numels.size());
+    segment.addresses.assign(own.begin(), own.end());
+    segment.stage = Stage::kPosted;
+    segment.wait_began_s = -1.0;
+    commands_.push_back({Command::Kind::kPost, state, index, segment.round});
+    record(EventKind::kPosted, *state, index);
+  }
+  poller_->wake();
+}
+
+WaitStatus Engine::wait_segment(uint32_t plan, uint32_t segment, std::span<void* const> addresses,
+                                double slice_s) {
+  check_not_forked();
+  std::unique_lock lock(mutex_);
+  const std::shared_ptr<PlanState> state = usable_plan(plan);
+  if (segment >= state->segments.size() ||
+      addresses.size() != state->plan.segment(segment).numels.size()) {
+    throw InvalidArgument("wait_segment: segment " + std::to_string(segment) + " of plan " +
+                          std::to_string(plan) + " does not have " +
+                          std::to_string(addresses.size()) + " tensors");
+  }
+  SegmentState& shared = state->segments[segment];
+  raise_failure(*state, segment);
+  if (shared.stage == Stage::kIdle) return WaitStatus::kMixed;
+  changed_.wait_for(lock, std::chrono::duration<double>(slice_s),
+                    [&] { return shared.stage == Stage::kArrived || failure_ || shutting_down_; });
+  raise_failure(*state, segment);
+  check_usable();
+  if (shared.stage != Stage::kArrived) {
+    watch_stall(*state, segment);
+    raise_failure(*state, segment);
+    return WaitStatus::kPending;
+  }
+  shared.stage = Stage::kMixing;
+  lock.unlock();
+  record(EventKind::kMixBegun, *state, segment);
+  shared.exchange->mix_into(addresses);
+  record(EventKind::kMixed, *state, segment);
+  lock.lock();
+  shared.stage = Stage::kIdle;
+  ++shared.round;
+  commands_.push_back({Command::Kind::kPrepare, state, segment, shared.round});
+  lock.unlock();
+  poller_->wake();
+  return WaitStatus::kMixed;
+}
+
+WaitStatus Engine::close_round(uint32_t plan, std::span<void* const> addresses, double slice_s) {
+  check_not_forked();
+  std::shared_ptr<PlanState> state;
+  {
+    const std::lock_guard lock(mutex_);
+    state = usable_plan(plan);
+    if (state->segments.empty()) return WaitStatus::kMixed;
+    raise_failure(*state, state->current_segment());
+  }
+  if (addresses.size() != state->plan.num_tensors()) {
+    throw InvalidArgument("close_round: expected " + std::to_string(state->plan.num_tensors()) +
+                          " addresses, got " + std::to_string(addresses.size()));
+  }
+  for (const uint32_t index : state->plan.issue_order()) {
+    const auto own = addresses.subspan(state->plan.first_tensor(index),
+                                       state->plan.segment(index).numels.size());
+    if (wait_segment(plan, index, own, slice_s) == WaitStatus::kPending) {
+      return WaitStatus::kPending;
+    }
+  }
+  return WaitStatus::kMixed;
+}
+
+void Engine::watch_stall(PlanState& plan, uint32_t segment) {
+  SegmentState& state = plan.segments[segment];
+  const double now_s = clock_.now_s();
+  if (state.wait_began_s < 0) {
+    state.wait_began_s = now_s;
+    state.next_warning_s = config_.stall_warning_s;
+    return;
+  }
+  const double waited_s = now_s - state.wait_began_s;
+  const std::string who = plan.sources(segment, config_.rank);
+  if (waited_s >= config_.stall_timeout_s) {
+    set_failure({ErrorKind::kProgressTimeout,
+                 "rank " + std::to_string(config_.rank) + " waited " + seconds(waited_s) + " for " +
+                     who + ": alive, but its part was not posted (stall_timeout)",
+                 config_.rank,
+                 {}});
+  } else if (waited_s >= state.next_warning_s) {
+    state.next_warning_s *= 2;
+    warnings_.push_back(plan.place(segment, config_.rank) + ": has waited " + seconds(waited_s) +
+                        " for " + who + ", which lives but has not posted its part; error after " +
+                        seconds(config_.stall_timeout_s));
+  }
+}
+
+void Engine::raise_failure(const PlanState& plan, uint32_t segment) const {
+  if (!failure_) return;
+  throw_error(failure_->kind,
+              plan.place(segment, config_.rank) + ": " + failure_->via + failure_->cause);
+}
+
+uint64_t Engine::round(uint32_t plan, uint32_t segment) const {
+  const std::lock_guard lock(mutex_);
+  return usable_plan(plan)->segments.at(segment).round;
+}
+
+bool Engine::is_open(uint32_t plan) const {
+  const std::lock_guard lock(mutex_);
+  return plan < plans_.size() && plans_[plan] && plans_[plan]->is_open();
+}
+
+std::vector<std::string> Engine::take_warnings() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(warnings_, {});
+}
+
+TransportCounters Engine::counters() const {
+  const std::lock_guard lock(mutex_);
+  return counters_;
+}
+
+void Engine::fail(ErrorKind kind, const std::string& cause) {
+  if (abandoned_) return;
+  {
+    const std::lock_guard lock(mutex_);
+    if (over_) return;
+    set_failure({kind, "rank " + std::to_string(config_.rank) + ": " + cause, config_.rank, {}});
+  }
+  poller_->wake();
+}
+
+void Engine::set_failure(Failure failure) {
+  if (failure_ || over_) return;
+  failure_ = std::move(failure);
+  events_.add({.time_s = clock_.now_s(), .peer = failure_->origin, .kind = EventKind::kFailed});
+  changed_.notify_all();
+}
+
+void Engine::shutdown(double timeout_s) {
+  if (abandoned_) return;
+  {
+    const std::lock_guard lock(mutex_);
+    if (over_) return;
+    shutting_down_ = true;
+    shutdown_deadline_s_ = clock_.now_s() + timeout_s;
+    changed_.notify_all();
+  }
+  poller_->wake();
+  if (thread_) thread_->join();
+  const std::lock_guard lock(mutex_);
+  if (over_) return;
+  over_ = true;
+  counters_ = transport_->counters();
+  transport_.reset();
+}
+
+void Engine::record(EventKind kind, const PlanState& plan, uint32_t segment) {
+  events_.add({.time_s = clock_.now_s(),
+               .round = plan.segments[segment].round,
+               .plan = plan.id,
+               .segment = segment,
+               .kind = kind});
+}
+
+}  // namespace crossover

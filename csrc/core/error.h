@@ -50,7 +50,6 @@ enum class ErrorKind { kInvalidArgument, kTransport, kDevice, kProgressTimeout, 
 [[noreturn]] void throw_error(ErrorKind kind, const std::string& message);
 
 /// Invariants of our own: throws std::logic_error with the place if `ok` is false.
-void check(bool ok, const char* what,
-           std::source_location where = std::source_location::current());
+void check(bool ok, const char* what, std::source_location where = std::source_location::current());
 
 }  // namespace crossover

@@ -2,9 +2,11 @@
 // telemetry all read these.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <string_view>
 #include <vector>
 
 namespace crossover {
@@ -15,11 +17,13 @@ enum class EventKind : uint8_t {
   kSent = 2,       // progress thread: it has been read out of the tensors
   kReceived = 3,   // progress thread: a message from `peer` is complete
   kArrived = 4,    // progress thread: the segment can be mixed
-  kWaitBegun = 5,  // training thread: it began to wait for the segment
-  kMixBegun = 6,   // training thread
-  kMixed = 7,      // training thread: parameters hold the mixed values
-  kFailed = 8,     // the first failure of this engine
+  kMixBegun = 5,   // training thread, inside its wait
+  kMixed = 6,      // training thread: parameters hold the mixed values
+  kFailed = 7,     // the first failure of this engine
 };
+
+/// "posted", "send_begun", ...
+std::string_view event_kind_name(EventKind kind);
 
 struct EventRecord {
   double time_s = 0.0;
@@ -37,19 +41,17 @@ class EventRing {
  public:
   /// capacity 0: nothing is kept.
   explicit EventRing(size_t capacity);
+  ~EventRing();
   void add(const EventRecord& record) noexcept;
   /// Records still held with an index of at least `first`, oldest first, and in `next` the index
-  /// to ask for next. A record being overwritten meanwhile is left out.
+  /// to ask for next. A record that is being overwritten meanwhile is left out.
   std::vector<EventRecord> read(uint64_t first, uint64_t& next) const;
 
  private:
   struct Slot;
-  size_t capacity_;
-  std::unique_ptr<Slot[]> slots_;
+  const size_t capacity_;
+  const std::unique_ptr<Slot[]> slots_;
   std::atomic<uint64_t> added_{0};
-
- public:
-  ~EventRing();
 };
 
 }  // namespace crossover

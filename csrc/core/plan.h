@@ -16,8 +16,8 @@ namespace crossover {
 struct Segment {
   std::string name;
   Dtype dtype = Dtype::kFloat32;
-  std::vector<int64_t> numels;      // per tensor, in order; zero is allowed
-  std::vector<std::string> tensors; // their names, for messages; same length as numels
+  std::vector<int64_t> numels;       // per tensor, in order; zero is allowed
+  std::vector<std::string> tensors;  // their names, for messages; same length as numels
 
   int64_t numel() const;
 };

@@ -1,0 +1,72 @@
+#include "core/stream_transport.h"
+
+#include "core/error.h"
+#include "core/peer_channel.h"
+
+namespace crossover {
+
+StreamTransport::StreamTransport(const StreamConfig& config,
+                                 std::vector<std::unique_ptr<Pipe>> pipes)
+    : config_(config) {
+  check(static_cast<int>(pipes.size()) == config.size, "one pipe per rank");
+  channels_.resize(pipes.size());
+  for (int peer = 0; peer < config.size; ++peer) {
+    if (peer == config.rank) continue;
+    check(pipes[peer] != nullptr, "a pipe to every peer");
+    channels_[peer] = std::make_unique<PeerChannel>(config_, peer, std::move(pipes[peer]),
+                                                    forgotten_plans_, counters_);
+  }
+}
+
+StreamTransport::~StreamTransport() = default;
+
+void StreamTransport::receive(int peer, const MessageTag& tag, MessageSink& sink, uint64_t token) {
+  channels_.at(peer)->receive(tag, sink, token);
+}
+
+void StreamTransport::send(int peer, const MessageTag& tag, MessageSource& source, uint64_t token) {
+  channels_.at(peer)->send(tag, source, token);
+}
+
+void StreamTransport::forget_plan(uint32_t plan) {
+  forgotten_plans_.insert(plan);
+  for (const auto& channel : channels_) {
+    if (channel) channel->forget_plan(plan);
+  }
+}
+
+bool StreamTransport::progress(double now_s, std::vector<TransportEvent>& events) {
+  const double gap_s = last_progress_s_ < 0 ? 0 : now_s - last_progress_s_;
+  last_progress_s_ = now_s;
+  bool moved = false;
+  for (const auto& channel : channels_) {
+    if (!channel) continue;
+    if (gap_s > config_.timeout_s / 2) channel->excuse(gap_s);
+    moved = channel->progress(now_s, events) || moved;
+  }
+  return moved;
+}
+
+bool StreamTransport::prepare_to_sleep(double now_s, std::vector<PollItem>& items,
+                                       double& max_sleep_s) {
+  bool may_sleep = true;
+  for (const auto& channel : channels_) {
+    if (channel) may_sleep = channel->prepare_to_sleep(now_s, items, max_sleep_s) && may_sleep;
+  }
+  return may_sleep;
+}
+
+void StreamTransport::say_farewell(const Farewell& farewell) {
+  for (const auto& channel : channels_) {
+    if (channel) channel->say_farewell(farewell);
+  }
+}
+
+bool StreamTransport::drained() {
+  for (const auto& channel : channels_) {
+    if (channel && !channel->drained()) return false;
+  }
+  return true;
+}
+
+}  // namespace crossover

@@ -1,9 +1,9 @@
 // Messages over one Pipe per peer: framing, room announcements, heartbeats, farewells.
 //
-// Every frame starts with a 64-byte header (frame.h). A receiver announces room for a tag with READY;
-// the sender then streams the message as DATA frames of at most kMaxFrameBytes, so that control
-// frames never wait behind a whole segment. Data therefore always has a place to go and a reader
-// never stops reading.
+// Every frame starts with a 64-byte header (frame.h). A receiver announces room for a tag with
+// READY; the sender then streams the message as DATA frames of at most kMaxFrameBytes, so that
+// control frames never wait behind a whole segment. Data therefore always has a place to go and a
+// reader never stops reading.
 #pragma once
 
 #include <cstdint>

@@ -12,9 +12,9 @@ namespace crossover {
 
 /// Why a rank stops, told to the others.
 struct Farewell {
-  bool failed = false;   // false: an orderly shutdown
-  int origin = -1;       // the rank that first saw the cause
-  std::string cause;     // one line of text; empty when orderly
+  bool failed = false;  // false: an orderly shutdown
+  int origin = -1;      // the rank that first saw the cause
+  std::string cause;    // one line of text; empty when orderly
 };
 
 struct TransportEvent {
@@ -34,7 +34,7 @@ struct TransportEvent {
 struct TransportCounters {
   uint64_t payload_sent_bytes = 0;
   uint64_t payload_received_bytes = 0;
-  uint64_t wire_sent_bytes = 0;      // headers and control frames included
+  uint64_t wire_sent_bytes = 0;  // headers and control frames included
   uint64_t wire_received_bytes = 0;
   uint64_t messages_sent = 0;
   uint64_t messages_received = 0;

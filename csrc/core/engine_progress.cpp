@@ -1,0 +1,214 @@
+// The progress thread's half of the engine.
+#include <algorithm>
+
+#include "core/engine.h"
+#include "core/plan_state.h"
+
+namespace crossover {
+namespace {
+
+constexpr double kMaxSleep_s = 1.0;
+
+}  // namespace
+
+void Engine::say_farewell_if_due() {
+  if (farewell_said_) return;
+  Farewell farewell;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!failure_ && !shutting_down_) return;
+    if (failure_) farewell = {true, failure_->origin, failure_->cause};
+  }
+  farewell_said_ = true;
+  transport_->say_farewell(farewell);
+}
+
+void Engine::run() {
+  std::vector<PollItem> items;
+  try {
+    for (;;) {
+      const bool moved = progress_once();
+      const double now_s = clock_.now_s();
+      if (finished(now_s)) return;
+      if (moved) continue;
+      items.clear();
+      double max_sleep_s = kMaxSleep_s;
+      if (may_sleep(now_s, items, max_sleep_s)) poller_->wait(items, max_sleep_s);
+    }
+  } catch (const std::exception& error) {
+    const std::lock_guard lock(mutex_);
+    set_failure({ErrorKind::kTransport,
+                 "rank " + std::to_string(config_.rank) + ": progress thread: " + error.what(),
+                 config_.rank,
+                 {}});
+  }
+}
+
+bool Engine::may_sleep(double now_s, std::vector<PollItem>& items, double& max_sleep_s) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!commands_.empty()) return false;
+    if (shutting_down_) max_sleep_s = std::min(max_sleep_s, shutdown_deadline_s_ - now_s);
+  }
+  return transport_->prepare_to_sleep(now_s, items, max_sleep_s) && max_sleep_s > 0;
+}
+
+bool Engine::finished(double now_s) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!shutting_down_) return false;
+    if (now_s >= shutdown_deadline_s_) return true;
+  }
+  return farewell_said_ && transport_->drained();
+}
+
+bool Engine::progress_once() {
+  bool moved = false;
+  try {
+    moved = execute_commands();
+    say_farewell_if_due();
+    moved = transport_->progress(clock_.now_s(), transport_events_) || moved;
+    moved = handle_events() || moved;
+  } catch (const NonFiniteError& error) {
+    const std::lock_guard lock(mutex_);
+    set_failure({ErrorKind::kNonFinite,
+                 "rank " + std::to_string(config_.rank) + ": " + error.what(),
+                 config_.rank,
+                 {}});
+    return true;
+  } catch (const DeviceError& error) {
+    const std::lock_guard lock(mutex_);
+    set_failure({ErrorKind::kDevice,
+                 "rank " + std::to_string(config_.rank) + ": " + error.what(),
+                 config_.rank,
+                 {}});
+    return true;
+  } catch (const TransportError& error) {
+    const std::lock_guard lock(mutex_);
+    set_failure({ErrorKind::kTransport, error.what(), config_.rank, {}});
+    return true;
+  }
+  if (moved) {
+    const std::lock_guard lock(mutex_);
+    counters_ = transport_->counters();
+  }
+  return moved;
+}
+
+bool Engine::execute_commands() {
+  std::vector<Command> commands;
+  {
+    const std::lock_guard lock(mutex_);
+    commands.swap(commands_);
+  }
+  for (const Command& command : commands) execute(command);
+  return !commands.empty();
+}
+
+void Engine::execute(const Command& command) {
+  PlanState& plan = *command.plan;
+  switch (command.kind) {
+    case Command::Kind::kAdd:
+      for (SegmentState& segment : plan.segments) {
+        segment.exchange->prepare(segment.round, *transport_, operations_);
+      }
+      break;
+    case Command::Kind::kRemove:
+      transport_->forget_plan(plan.id);
+      for (SegmentState& segment : plan.segments) operations_.drop(*segment.exchange);
+      break;
+    case Command::Kind::kPrepare:
+      plan.segments[command.segment].exchange->prepare(command.round, *transport_, operations_);
+      break;
+    case Command::Kind::kPost: {
+      SegmentState& segment = plan.segments[command.segment];
+      record(EventKind::kSendBegun, *segment.exchange, {});
+      if (segment.exchange->begin(segment.addresses, *transport_, operations_)) {
+        arrive(*segment.exchange);
+      }
+      require_peers(*segment.exchange);
+      break;
+    }
+  }
+}
+
+bool Engine::handle_events() {
+  const bool any = !transport_events_.empty();
+  for (const TransportEvent& event : transport_events_) {
+    if (event.kind == TransportEvent::Kind::kPeerLeft) {
+      on_peer_left(event);
+    } else if (event.kind == TransportEvent::Kind::kPeerLost) {
+      const std::lock_guard lock(mutex_);
+      if (!shutting_down_) {
+        set_failure({ErrorKind::kTransport, event.farewell.cause, config_.rank, {}});
+      }
+    } else {
+      const Operation operation = operations_.take(event.token);
+      if (!operation.exchange) continue;
+      const bool sent = event.kind == TransportEvent::Kind::kSent;
+      record(sent ? EventKind::kSent : EventKind::kReceived, *operation.exchange, operation);
+      if (operation.exchange->on_complete(operation, *transport_, operations_)) {
+        arrive(*operation.exchange);
+      }
+    }
+  }
+  transport_events_.clear();
+  return any;
+}
+
+void Engine::arrive(const SegmentExchange& exchange) {
+  record(EventKind::kArrived, exchange, {});
+  const std::lock_guard lock(mutex_);
+  const std::shared_ptr<PlanState>& plan = plans_[exchange.context().plan_id];
+  if (!plan) return;
+  plan->segments[exchange.context().segment].stage = Stage::kArrived;
+  changed_.notify_all();
+}
+
+void Engine::on_peer_left(const TransportEvent& event) {
+  if (event.farewell.failed) {
+    const std::lock_guard lock(mutex_);
+    set_failure({ErrorKind::kTransport, event.farewell.cause, event.farewell.origin,
+                 "rank " + std::to_string(event.peer) + " stopped; first cause, seen by rank " +
+                     std::to_string(event.farewell.origin) + ": "});
+    return;
+  }
+  left_[event.peer] = true;
+  any_left_ = true;
+  std::vector<std::shared_ptr<PlanState>> plans;
+  {
+    const std::lock_guard lock(mutex_);
+    plans = plans_;
+  }
+  for (const auto& plan : plans) {
+    if (!plan) continue;
+    for (const SegmentState& segment : plan->segments) require_peers(*segment.exchange);
+  }
+}
+
+void Engine::require_peers(const SegmentExchange& exchange) {
+  if (!any_left_ || !exchange.begun()) return;
+  for (const int peer : operations_.peers_of(exchange)) {
+    if (!left_[peer]) continue;
+    const std::lock_guard lock(mutex_);
+    set_failure({ErrorKind::kTransport,
+                 "rank " + std::to_string(peer) + " has shut down, but rank " +
+                     std::to_string(config_.rank) + " still exchanges with it",
+                 config_.rank,
+                 {}});
+    return;
+  }
+}
+
+void Engine::record(EventKind kind, const SegmentExchange& exchange, const Operation& operation) {
+  events_.add({.time_s = clock_.now_s(),
+               .round = exchange.round(),
+               .bytes = operation.bytes,
+               .plan = exchange.context().plan_id,
+               .segment = exchange.context().segment,
+               .phase = operation.phase,
+               .peer = operation.peer,
+               .kind = kind});
+}
+
+}  // namespace crossover

@@ -1,0 +1,123 @@
+// One segment's way through its rounds: draws the program, announces room, sends, mixes phases.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/device.h"
+#include "core/message.h"
+#include "core/plan.h"
+#include "core/program.h"
+#include "core/schedule.h"
+#include "core/transport.h"
+
+namespace crossover {
+
+class SegmentExchange;
+
+/// A send or receive that the transport holds; found again by its token.
+struct Operation {
+  SegmentExchange* exchange = nullptr;
+  bool is_send = false;
+  uint32_t phase = 0;
+  int peer = -1;
+  uint64_t bytes = 0;
+};
+
+/// Tokens of operations under way. Progress thread only.
+class OperationTable {
+ public:
+  uint64_t add(const Operation& operation);
+  /// The operation of `token`, which is free again afterwards. A null exchange: dropped meanwhile.
+  Operation take(uint64_t token);
+  /// Peers of the operations of `exchange` that are under way.
+  std::vector<int> peers_of(const SegmentExchange& exchange) const;
+  /// Leaves the operations of `exchange` without an owner.
+  void drop(const SegmentExchange& exchange);
+
+ private:
+  std::vector<Operation> operations_;
+  std::vector<uint64_t> free_;
+};
+
+/// What a segment's exchange is made from; the references outlive it.
+struct ExchangeContext {
+  const SegmentPlan& plan;
+  const Schedule& schedule;
+  Device& device;
+  uint32_t plan_id = 0;
+  uint32_t segment = 0;
+  int rank = 0;
+  NonFinitePolicy non_finite = NonFinitePolicy::kRaise;
+};
+
+/// Progress thread, except mix_into. One round at a time:
+///   prepare(r) -> begin(x) -> on_complete()... until it says arrived -> mix_into(x) ->
+///   prepare(r+1)
+/// Messages of round r may arrive before begin().
+///
+/// A program of one phase is mixed from the inboxes straight into the tensors. One of several
+/// phases works on a copy in `work_`, so that tensors are written only in mix_into; there the
+/// difference between the copy and Q(x) is added.
+class SegmentExchange {
+ public:
+  explicit SegmentExchange(const ExchangeContext& context);
+
+  /// Draws the program of `round` and announces room for all it receives.
+  void prepare(uint64_t round, Transport& transport, OperationTable& operations);
+  /// Starts sending from `addresses`, which stay valid and unwritten until mix_into. True if the
+  /// segment has arrived already.
+  bool begin(std::span<void* const> addresses, Transport& transport, OperationTable& operations);
+  /// A send or receive is complete. True if the segment has arrived with it.
+  bool on_complete(const Operation& operation, Transport& transport, OperationTable& operations);
+  /// Training thread, after arrival: mixes into `addresses`.
+  void mix_into(std::span<void* const> addresses);
+
+  uint64_t round() const { return round_; }
+  bool begun() const { return begun_; }
+  const ExchangeContext& context() const { return context_; }
+  /// Bytes of a slice on the wire.
+  uint64_t wire_bytes(const Slice& slice) const;
+
+ private:
+  struct Inbox {
+    std::unique_ptr<DeviceBuffer> buffer;
+    std::unique_ptr<MessageSink> sink;
+  };
+
+  MessageTag tag(uint32_t phase) const;
+  bool single_phase() const { return program_.phases.size() <= 1; }
+  Dtype work_dtype() const;
+  TensorList tensors(std::span<void* const> addresses) const;
+  TensorList work();
+  void announce(uint32_t phase, Transport& transport, OperationTable& operations);
+  void copy_to_work();
+  void send_phase(Transport& transport, OperationTable& operations);
+  bool advance(Transport& transport, OperationTable& operations);
+  std::vector<WeightedMessage> messages(uint32_t phase) const;
+  static void reserve(std::unique_ptr<DeviceBuffer>& buffer, size_t bytes, Device& device);
+
+  const ExchangeContext context_;
+  const Dtype wire_;
+  uint64_t round_ = 0;
+  Program program_;
+  bool begun_ = false;
+  uint32_t phase_ = 0;
+  std::vector<void*> addresses_;
+  std::vector<std::vector<Inbox>> inboxes_;  // per phase, per receive; buffers are kept
+  std::vector<uint32_t> awaited_;            // per phase: receives not complete
+  std::vector<std::unique_ptr<MessageSource>> sources_;
+  uint32_t unsent_ = 0;
+  std::unique_ptr<DeviceBuffer> work_;
+  std::unique_ptr<DeviceBuffer> packed_;
+  void* work_address_ = nullptr;
+  int64_t work_numel_ = 0;
+};
+
+/// "segment 3 'layer4.2'"
+std::string describe_segment(const SegmentPlan& plan, uint32_t segment);
+
+}  // namespace crossover
