@@ -1,0 +1,23 @@
+// Parts of the Python extension: argument conversion only. Documentation and types are in
+// crossover_comm/_C.pyi. Nothing outside this folder knows Python.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <memory>
+
+#include "core/pipe.h"
+
+namespace crossover {
+
+/// Python holds a pipe until an engine takes it.
+struct PythonPipe {
+  std::unique_ptr<Pipe> pipe;
+};
+
+void bind_errors();
+void bind_schedules(pybind11::module_& m);
+void bind_pipes(pybind11::module_& m);
+void bind_engine(pybind11::module_& m);
+
+}  // namespace crossover

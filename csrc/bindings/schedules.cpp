@@ -1,0 +1,99 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "bindings/bindings.h"
+#include "core/error.h"
+#include "core/schedule.h"
+
+namespace py = pybind11;
+
+namespace crossover {
+namespace {
+
+using PythonRow = std::vector<std::pair<int, double>>;
+
+constexpr std::pair<const char*, Stochasticity> kStochasticities[] = {
+    {"doubly", Stochasticity::kDoubly},
+    {"row", Stochasticity::kRow},
+    {"column", Stochasticity::kColumn}};
+
+std::string stochasticity_name(const PeerSchedule& schedule) {
+  for (const auto& [name, value] : kStochasticities) {
+    if (value == schedule.stochasticity()) return name;
+  }
+  return "unknown";
+}
+
+Stochasticity parse_stochasticity(const std::string& text) {
+  for (const auto& [name, value] : kStochasticities) {
+    if (text == name) return value;
+  }
+  throw InvalidArgument("stochasticity: expected 'doubly', 'row' or 'column', got '" + text + "'");
+}
+
+std::vector<PythonRow> python_rows(const PeerSchedule& schedule, uint64_t round, uint32_t segment) {
+  std::vector<PythonRow> result;
+  for (const PeerRow& row : schedule.rows({round, segment})) {
+    PythonRow& converted = result.emplace_back();
+    for (const WeightedPeer& entry : row) converted.emplace_back(entry.peer, entry.weight);
+  }
+  return result;
+}
+
+using PythonSend = std::tuple<int, int64_t, int64_t>;
+using PythonReceive = std::tuple<int, int64_t, int64_t, double>;
+using PythonPhase = std::pair<std::vector<PythonSend>, std::vector<PythonReceive>>;
+
+std::vector<PythonPhase> python_program(const PeerSchedule& schedule, uint64_t round,
+                                        uint32_t segment, int64_t numel, int rank) {
+  std::vector<PythonPhase> result;
+  for (const Phase& phase : schedule.program({round, segment}, numel, rank).phases) {
+    auto& [sends, receives] = result.emplace_back();
+    for (const Send& s : phase.sends) sends.emplace_back(s.peer, s.slice.begin, s.slice.end);
+    for (const Receive& r : phase.receives) {
+      receives.emplace_back(r.peer, r.slice.begin, r.slice.end, r.weight);
+    }
+  }
+  return result;
+}
+
+std::unique_ptr<PeerSchedule> make_table(const std::vector<std::vector<PythonRow>>& tables,
+                                         const std::string& stochasticity, bool rotate_by_segment) {
+  std::vector<std::vector<PeerRow>> converted;
+  for (const auto& table : tables) {
+    auto& rows = converted.emplace_back();
+    for (const PythonRow& row : table) {
+      PeerRow& entries = rows.emplace_back();
+      for (const auto& [peer, weight] : row) entries.push_back({peer, weight});
+    }
+  }
+  return table_schedule(std::move(converted), parse_stochasticity(stochasticity),
+                        rotate_by_segment);
+}
+
+}  // namespace
+
+void bind_schedules(py::module_& m) {
+  using namespace py::literals;
+  py::class_<PeerSchedule, std::shared_ptr<PeerSchedule>>(m, "Schedule")
+      .def_property_readonly("name", &PeerSchedule::name)
+      .def_property_readonly("size", &PeerSchedule::size)
+      .def_property_readonly("stochasticity", &stochasticity_name)
+      .def("rows", &python_rows, "round"_a, "segment"_a)
+      .def("program", &python_program, "round"_a, "segment"_a, "numel"_a, "rank"_a);
+  m.def("crossover_schedule", &crossover_schedule, "size"_a, "seed"_a);
+  m.def("crossover_sequential_schedule", &crossover_sequential_schedule, "size"_a, "seed"_a,
+        "num_segments"_a);
+  m.def("exponential_schedule", &exponential_schedule, "size"_a);
+  m.def("ring_schedule", &ring_schedule, "size"_a);
+  m.def("complete_schedule", &complete_schedule, "size"_a);
+  m.def("table_schedule", &make_table, "tables"_a, "stochasticity"_a, "rotate_by_segment"_a);
+}
+
+}  // namespace crossover
