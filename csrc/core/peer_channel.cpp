@@ -1,6 +1,7 @@
 #include "core/peer_channel.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
 
@@ -136,7 +137,9 @@ bool PeerChannel::read_frames(std::vector<TransportEvent>& events) {
 bool PeerChannel::read_header(std::span<const std::byte> window,
                               std::vector<TransportEvent>& events) {
   if (window.size() < kHeaderBytes) return false;
-  const FrameHeader arrived = decode_header(window.data());
+  std::array<std::byte, kHeaderBytes> bytes;  // a copy: the peer may change shared memory
+  std::copy_n(window.begin(), kHeaderBytes, bytes.begin());
+  const FrameHeader arrived = decode_header(bytes.data());
   if (!incarnation_) incarnation_ = arrived.incarnation;
   if (arrived.epoch != config_.epoch || arrived.incarnation != *incarnation_) {
     throw TransportError("frame of another membership epoch or process: epoch " +
@@ -328,7 +331,7 @@ void PeerChannel::lose(const std::string& cause, std::vector<TransportEvent>& ev
 }
 
 bool PeerChannel::wants_to_write() const {
-  return !control_.empty() || !active_.empty() || farewell_ || !pipe_->drained();
+  return !control_.empty() || !active_.empty() || farewell_;
 }
 
 bool PeerChannel::prepare_to_sleep(double now_s, std::vector<PollItem>& items,
