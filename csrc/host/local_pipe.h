@@ -20,9 +20,12 @@ struct LocalFaults {
   size_t max_fill_bytes = 0;
 };
 
-/// All pipes among `size` ranks of one process.
+/// All pipes among `size` ranks of one process. The pipes of one rank are used by one thread; each
+/// rank may have its own. The network may be destroyed before its pipes. All methods: any thread.
 class LocalNetwork {
  public:
+  /// `ring_bytes` in each direction of each pair: a power of two, >= the page size, else
+  /// InvalidArgument.
   LocalNetwork(int size, size_t ring_bytes, const LocalFaults& faults);
   ~LocalNetwork();
 
@@ -33,7 +36,7 @@ class LocalNetwork {
   void kill(int rank);
   /// Bytes from and to `rank` stop moving, connections stay open: as kill -STOP.
   void freeze(int rank, bool frozen);
-  /// Writes bytes into the stream from one rank to another, between frames: garbage.
+  /// Writes bytes into the stream from one rank to another, after a commit: garbage between frames.
   void inject(int from, int to, std::vector<unsigned char> bytes);
 
  private:
