@@ -1,0 +1,25 @@
+// The kernels of one instruction set, as a table that kernels.cpp chooses from. Private to host.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "host/kernels.h"
+
+namespace crossover {
+
+inline constexpr size_t kNumDtypes = 4;
+
+/// Indexed by the values of Dtype. Contracts: pack_elements and mix_elements in kernels.h.
+struct KernelTable {
+  using Pack = int64_t (*)(const std::byte* x, std::byte* out, int64_t numel);
+  using Mix = void (*)(std::byte* x, const MixInput* inputs, size_t num_inputs, int64_t numel);
+  Pack pack[kNumDtypes][kNumDtypes];  // [from][to]
+  Mix mix[kNumDtypes][kNumDtypes];    // [tensor's][own]
+};
+
+const KernelTable& portable_kernels();
+const KernelTable& avx2_kernels();    // x86-64 only
+const KernelTable& avx512_kernels();  // x86-64 only
+
+}  // namespace crossover
