@@ -35,7 +35,7 @@ Dtype parse_dtype(std::string_view name) {
 }
 
 Dtype wire_dtype(Dtype tensor, Dtype wire) {
-  if (wire == Dtype::kFloat32 || dtype_bytes(tensor) == 2) return tensor;
+  if (wire == Dtype::kFloat32 || dtype_bytes(wire) >= dtype_bytes(tensor)) return tensor;
   return wire;
 }
 

@@ -33,8 +33,8 @@ Dtype parse_dtype(std::string_view name);
 
 /// The type in which a tensor of `tensor` travels when the plan's wire is `wire`: the narrower of
 /// the two, so that a bf16 tensor is never widened and float64 keeps its precision under the
-/// full-precision wire ("float32" asks for no cast). float16 and bfloat16 never turn into each other:
-/// a 2-byte tensor travels as it is.
+/// full-precision wire ("float32" asks for no cast). float16 and bfloat16 never turn into each
+/// other: a 2-byte tensor travels as it is.
 Dtype wire_dtype(Dtype tensor, Dtype wire);
 
 }  // namespace crossover
