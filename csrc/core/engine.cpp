@@ -255,7 +255,11 @@ void Engine::shutdown(double timeout_s) {
     changed_.notify_all();
   }
   poller_->wake();
-  if (thread_) thread_->join();
+  if (thread_) {
+    thread_->join();
+  } else {
+    progress_once();
+  }
   const std::lock_guard lock(mutex_);
   if (over_) return;
   over_ = true;

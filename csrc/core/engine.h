@@ -92,7 +92,7 @@ class Engine {
   void fail(ErrorKind kind, const std::string& cause);
 
   /// Says farewell, lets what is under way leave, ends the progress thread, closes all links; at
-  /// most `timeout_s`. Idempotent.
+  /// most `timeout_s`. Idempotent. Without a progress thread it takes one last turn.
   void shutdown(double timeout_s);
 
   /// In a forked child: the engine is dead there and owns nothing any more.
