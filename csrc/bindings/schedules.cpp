@@ -63,7 +63,7 @@ std::vector<PythonPhase> python_program(const PeerSchedule& schedule, uint64_t r
   return result;
 }
 
-std::unique_ptr<PeerSchedule> make_table(const std::vector<std::vector<PythonRow>>& tables,
+std::shared_ptr<PeerSchedule> make_table(const std::vector<std::vector<PythonRow>>& tables,
                                          const std::string& stochasticity, bool rotate_by_segment) {
   std::vector<std::vector<PeerRow>> converted;
   for (const auto& table : tables) {
@@ -77,6 +77,12 @@ std::unique_ptr<PeerSchedule> make_table(const std::vector<std::vector<PythonRow
                         rotate_by_segment);
 }
 
+// Python shares schedules with engines.
+template <typename... Args>
+auto shared(std::unique_ptr<PeerSchedule> (*make)(Args...)) {
+  return [make](Args... args) { return std::shared_ptr<PeerSchedule>(make(std::move(args)...)); };
+}
+
 }  // namespace
 
 void bind_schedules(py::module_& m) {
@@ -87,12 +93,12 @@ void bind_schedules(py::module_& m) {
       .def_property_readonly("stochasticity", &stochasticity_name)
       .def("rows", &python_rows, "round"_a, "segment"_a)
       .def("program", &python_program, "round"_a, "segment"_a, "numel"_a, "rank"_a);
-  m.def("crossover_schedule", &crossover_schedule, "size"_a, "seed"_a);
-  m.def("crossover_sequential_schedule", &crossover_sequential_schedule, "size"_a, "seed"_a,
+  m.def("crossover_schedule", shared(&crossover_schedule), "size"_a, "seed"_a);
+  m.def("crossover_sequential_schedule", shared(&crossover_sequential_schedule), "size"_a, "seed"_a,
         "num_segments"_a);
-  m.def("exponential_schedule", &exponential_schedule, "size"_a);
-  m.def("ring_schedule", &ring_schedule, "size"_a);
-  m.def("complete_schedule", &complete_schedule, "size"_a);
+  m.def("exponential_schedule", shared(&exponential_schedule), "size"_a);
+  m.def("ring_schedule", shared(&ring_schedule), "size"_a);
+  m.def("complete_schedule", shared(&complete_schedule), "size"_a);
   m.def("table_schedule", &make_table, "tables"_a, "stochasticity"_a, "rotate_by_segment"_a);
 }
 

@@ -124,6 +124,7 @@ class Engine {
   bool execute_commands();
   void execute(const Command& command);
   bool handle_events();
+  void publish_counters();
   void on_peer_left(const TransportEvent& event);
   void require_peers(const SegmentExchange& exchange);
   void arrive(const SegmentExchange& exchange);

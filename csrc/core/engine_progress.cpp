@@ -67,7 +67,10 @@ bool Engine::progress_once() {
   try {
     moved = execute_commands();
     say_farewell_if_due();
-    moved = transport_->progress(clock_.now_s(), transport_events_) || moved;
+    if (transport_->progress(clock_.now_s(), transport_events_)) {
+      moved = true;
+      publish_counters();
+    }
     moved = handle_events() || moved;
   } catch (const NonFiniteError& error) {
     const std::lock_guard lock(mutex_);
@@ -88,11 +91,13 @@ bool Engine::progress_once() {
     set_failure({ErrorKind::kTransport, error.what(), config_.rank, {}});
     return true;
   }
-  if (moved) {
-    const std::lock_guard lock(mutex_);
-    counters_ = transport_->counters();
-  }
   return moved;
+}
+
+// Before completions are handled, so that whoever saw a round end sees its bytes.
+void Engine::publish_counters() {
+  const std::lock_guard lock(mutex_);
+  counters_ = transport_->counters();
 }
 
 bool Engine::execute_commands() {
