@@ -1,0 +1,115 @@
+"""What a user chooses about gossip: one frozen object, or a preset's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal, TypeAlias
+
+from crossover_comm.errors import InvalidArgument
+from crossover_comm.topology import Topology, topology_from
+
+__all__ = ["PRESETS", "GossipConfig", "Overlap", "SegmentRule", "Wire", "resolve"]
+
+Overlap: TypeAlias = Literal["backward", "forward", "none"]
+Wire: TypeAlias = Literal["fp32", "bf16"]
+SegmentRule: TypeAlias = Literal["blocks"] | int
+
+OVERLAPS: Final = ("backward", "forward", "none")
+WIRES: Final = ("fp32", "bf16")
+MAX_SEED: Final = 2**64 - 1
+
+
+def _require_one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InvalidArgument(f"{name}: expected one of {_listing(known)}, got {value!r}")
+
+
+def _is_integer(value: object, *, at_least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+
+
+def _listing(names: tuple[str, ...]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GossipConfig:
+    """How the parameters of one model are gossiped. The same on every rank.
+
+    Args:
+        topology: Who exchanges with whom: a :class:`crossover_comm.topology.Topology` or the name
+            of one (``"crossover"``, ``"ring"``, ...).
+        overlap: When a round is posted and awaited. ``"backward"``: posted when a forward begins,
+            mixed before the optimizer steps, so that the step is applied at ``W x`` with gradients
+            taken at ``x`` (the order of D-PSGD). ``"forward"``: posted after the step, each segment
+            awaited where the next forward needs it: ``W (x after its step)``, the order of
+            Crossover-SGD. ``"none"``: as ``"forward"``, but mixed at once. ``None``: the wrapper's
+            default, ``"backward"`` for ``DistributedDataParallel`` and ``"forward"`` for
+            ``DistributedOptimizer``.
+        wire: Widest element type on the wire: ``"fp32"`` sends every tensor as it is, ``"bf16"``
+            rounds wider ones.
+        segments: ``"blocks"`` cuts along the model's blocks, a number packs consecutive parameters
+            into segments of at most so many bytes.
+        seed: Seed of the topology's random draws, 0 .. 2**64 - 1.
+
+    Raises:
+        InvalidArgument: If a value is none of these.
+    """
+
+    topology: str | Topology = "crossover"
+    overlap: Overlap | None = None
+    wire: Wire = "fp32"
+    segments: SegmentRule = "blocks"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        topology_from(self.topology)
+        if self.overlap is not None:
+            _require_one_of("overlap", self.overlap, OVERLAPS)
+        _require_one_of("wire", self.wire, WIRES)
+        if self.segments != "blocks" and not _is_integer(self.segments, at_least=1):
+            raise InvalidArgument(
+                f"segments: expected 'blocks' or a size in bytes >= 1, got {self.segments!r}"
+            )
+        if not _is_integer(self.seed, at_least=0) or self.seed > MAX_SEED:
+            raise InvalidArgument(f"seed: expected an integer in 0 .. 2**64 - 1, got {self.seed!r}")
+
+    def describe(self) -> dict[str, object]:
+        """The configuration, ready for JSON: what must be equal on every rank."""
+        return {
+            **topology_from(self.topology).describe(),
+            "overlap": self.overlap,
+            "wire": self.wire,
+            "segments": self.segments,
+            "seed": self.seed,
+        }
+
+
+PRESETS: Final[Mapping[str, GossipConfig]] = MappingProxyType(
+    {
+        "crossover": GossipConfig(),
+        "dpsgd": GossipConfig(topology="ring", overlap="backward"),
+    }
+)
+"""Named configurations. ``"crossover"``: a fresh derangement per round and segment.
+``"dpsgd"``: both neighbours of a ring, step and mixing in D-PSGD's order (arXiv 1705.09056)."""
+
+
+def resolve(gossip: str | GossipConfig | None) -> GossipConfig:
+    """The configuration that a wrapper's ``gossip=`` means; ``None`` is ``"crossover"``.
+
+    Raises:
+        InvalidArgument: If it is neither a preset's name nor a :class:`GossipConfig`.
+    """
+    if gossip is None:
+        return PRESETS["crossover"]
+    if isinstance(gossip, GossipConfig):
+        return gossip
+    if isinstance(gossip, str) and gossip in PRESETS:
+        return PRESETS[gossip]
+    raise InvalidArgument(
+        f"gossip: expected one of the presets {_listing(tuple(PRESETS))} or a GossipConfig, "
+        f"got {gossip!r}"
+    )

@@ -1,0 +1,223 @@
+"""One model bound to one plan of the engine: its parameters posted, awaited and mixed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+import torch
+from torch import nn
+
+from crossover_comm import _C
+from crossover_comm.agreement import canonical_json
+from crossover_comm.config import GossipConfig, Overlap
+from crossover_comm.context import Context
+from crossover_comm.errors import InvalidArgument
+from crossover_comm.layout import DTYPE_NAMES, require_disjoint
+from crossover_comm.segments import cut, describe, issue_order
+from crossover_comm.topology import topology_from
+
+__all__ = ["Gossip"]
+
+WIRE_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+_abandoned: list[tuple[torch.Tensor, ...]] = []
+"""Memory of models that were dropped with a round open: the engine may still be reading it."""
+
+
+class Gossip:
+    """Posts and mixes the segments of one model. A collective call: all ranks build the same.
+
+    Args:
+        context: The rank's place and engine; it has at least 2 ranks.
+        model: The model, only to be cut.
+        parameters: Those of its parameters that are gossiped, by name, in model order.
+        config: How; ``config.overlap`` is overruled by `overlap`.
+        overlap: The mode that the caller has resolved.
+
+    Raises:
+        InvalidArgument: If a parameter cannot be exchanged, or the ranks differ.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        config: GossipConfig,
+        overlap: Overlap,
+    ) -> None:
+        self.context = context
+        self.model = model
+        self.segments = cut(model, parameters, config.segments)
+        self.parameters = tuple(p for segment in self.segments for p in segment.parameters)
+        self._names = tuple(name for segment in self.segments for name in segment.tensors)
+        ends = list(accumulate(len(segment.tensors) for segment in self.segments))
+        self._spans = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+        self._layouts = [_layout(p) for p in self.parameters]
+        self._addresses: list[int] = []
+        self._versions: list[int] = []
+        self._anchors: tuple[torch.Tensor, ...] = ()
+        self._open: set[int] = set()
+        description = {
+            "device": "cpu",
+            "config": {**config.describe(), "overlap": overlap},
+            "segments": describe(self.segments),
+        }
+        context.agree("the model's gossip", canonical_json(description))
+        self.plan = self._add_plan(config, overlap)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a segment is posted and not mixed."""
+        return bool(self._open)
+
+    def open_round(self) -> None:
+        """Posts every segment. Until a segment's wait returns, nobody may write its parameters.
+
+        Raises:
+            InvalidArgument: If a parameter has another shape, dtype, device or layout than at the
+                start, or a CUDA graph is being captured.
+            CrossoverError: The engine's first failure.
+        """
+        _refuse_capture()
+        addresses = [p.data_ptr() for p in self.parameters]
+        if addresses != self._addresses:
+            self._anchor(addresses)
+        self._versions = [p._version for p in self.parameters]
+        self.context.engine.open_round(self.plan, addresses)
+        self._open = set(range(len(self.segments)))
+
+    def close_round(self) -> None:
+        """Awaits and mixes every segment that is still open.
+
+        Raises:
+            InvalidArgument: If a parameter was written or moved since it was posted.
+            CrossoverError: The engine's first failure.
+        """
+        if not self._open:
+            return
+        _refuse_capture()
+        for index in self._open:
+            self._require_untouched(index)
+        self.context.engine.close_round(self.plan, self._addresses)
+        for index in self._open:
+            _increment_versions(self.segments[index].parameters)
+        self._open.clear()
+
+    def wait_segment(self, index: int, tensors: Sequence[torch.Tensor] | None = None) -> None:
+        """Awaits and mixes one segment; returns at once if it is not open.
+
+        Args:
+            index: The segment, in model order.
+            tensors: Tensors to be mixed in place of the parameters, of the same values: the ones
+                that a compiled graph works on. Their versions are the graph's business.
+
+        Raises:
+            InvalidArgument, CrossoverError: As for :meth:`close_round`.
+        """
+        if index not in self._open:
+            return
+        _refuse_capture()
+        self._require_untouched(index)
+        if tensors is None:
+            addresses = self._addresses[self._spans[index]]
+        else:
+            addresses = [t.data_ptr() for t in tensors]
+        self.context.engine.wait_segment(self.plan, index, addresses)
+        if tensors is None:
+            _increment_versions(self.segments[index].parameters)
+        self._open.discard(index)
+
+    def remove(self) -> None:
+        """Takes the plan out of the engine; an open round is dropped."""
+        self.context.engine.remove_plan(self.plan)
+        if self._open:
+            _abandoned.append(self._anchors)
+
+    def _add_plan(self, config: GossipConfig, overlap: Overlap) -> int:
+        num_segments = len(self.segments)
+        plan = _C.SegmentPlan(
+            [
+                (
+                    segment.name,
+                    DTYPE_NAMES[segment.dtype],
+                    [p.numel() for p in segment.parameters],
+                    segment.tensors,
+                )
+                for segment in self.segments
+            ],
+            WIRE_DTYPES[config.wire],
+            issue_order(num_segments, overlap),
+        )
+        topology = topology_from(config.topology)
+        schedule = topology.schedule(self.context.launch.size, config.seed, num_segments)
+        return self.context.engine.add_plan(plan, schedule, 0)
+
+    def _anchor(self, addresses: list[int]) -> None:
+        """Takes note of new addresses and keeps the memory alive for the progress thread."""
+        for name, p, layout in zip(self._names, self.parameters, self._layouts, strict=True):
+            if _layout(p) != layout:
+                raise InvalidArgument(
+                    f"parameter '{name}': expected {_spell(layout)} as at the start, "
+                    f"got {_spell(_layout(p))}; wrap the model again after changing it"
+                )
+        require_disjoint(dict(zip(self._names, self.parameters, strict=True)))
+        self._anchors = tuple(p.detach() for p in self.parameters)
+        self._addresses = addresses
+
+    def _require_untouched(self, index: int) -> None:
+        span = self._spans[index]
+        for i in range(span.start, span.stop):
+            p = self.parameters[i]
+            if p._version == self._versions[i] and p.data_ptr() == self._addresses[i]:
+                continue
+            what = "written" if p.data_ptr() == self._addresses[i] else "moved"
+            message = (
+                f"segment '{self.segments[index].name}', parameter '{self._names[i]}': {what} "
+                f"between post (round {self.context.engine.round(self.plan, index)}) and mix; call "
+                "crossover_comm.synchronize(model) before writing parameters (SAM, EMA swap, "
+                "clamping, load_state_dict)"
+            )
+            self.context.engine.fail(message)
+            raise InvalidArgument(message)
+
+
+_Layout = tuple[torch.dtype, torch.device, tuple[int, ...], tuple[int, ...]]
+
+
+def _layout(tensor: torch.Tensor) -> _Layout:
+    return tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride()
+
+
+def _spell(layout: _Layout) -> str:
+    dtype, device, shape, stride = layout
+    return f"{str(dtype).removeprefix('torch.')} of shape {shape}, strides {stride} on {device}"
+
+
+def _refuse_capture() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise InvalidArgument(
+            "a CUDA graph is being captured: its replay runs no hooks, so that nothing would be "
+            "exchanged; capture the model without crossover_comm's wrapper"
+        )
+
+
+def _increment_versions(tensors: Sequence[torch.Tensor]) -> None:
+    """Tells autograd of a write that it did not see."""
+    if _increment_version_takes_many():
+        torch.autograd.graph.increment_version(tensors)
+        return
+    for tensor in tensors:
+        torch.autograd.graph.increment_version(tensor)
+
+
+@functools.cache
+def _increment_version_takes_many() -> bool:
+    """torch 2.4 takes one tensor; later ones take any number."""
+    try:
+        torch.autograd.graph.increment_version([torch.empty(0)])
+    except TypeError:
+        return False
+    return True

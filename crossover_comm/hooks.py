@@ -1,0 +1,298 @@
+"""Connects a training loop to the round rule: what torch does becomes events, actions are done."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
+
+from crossover_comm.config import GossipConfig, Overlap
+from crossover_comm.context import Context, current_context, init, is_initialized
+from crossover_comm.errors import InvalidArgument
+from crossover_comm.gossip import Gossip
+from crossover_comm.live import LiveObjects
+from crossover_comm.rounds import Action, Actions, BackwardRule, RoundRule, StepNesting, StepRule
+from crossover_comm.waiting import register_wait_hooks
+
+__all__ = ["RoundHooks", "attach", "own_context", "synchronize"]
+
+
+class RoundHooks:
+    """Gossips one model while it trains. Detaches itself when nobody holds it any more.
+
+    It listens to the backward of every parameter, to the steps of every optimizer that holds one of
+    them, and in mode ``"forward"`` to the modules that read them. In the other modes its holder
+    calls :meth:`forward_begins`.
+
+    Args:
+        context: The rank's place and engine; it has at least 2 ranks.
+        model: The model.
+        parameters: Those of its parameters that are gossiped, by name, in model order.
+        config: How.
+        overlap: The mode, `config`'s or the wrapper's default.
+
+    Raises:
+        InvalidArgument: If a parameter is gossiped already or cannot be, or the ranks differ.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        config: GossipConfig,
+        overlap: Overlap,
+    ) -> None:
+        _refuse_second_gossip(parameters)
+        self.gossip = Gossip(context, model, parameters, config, overlap)
+        self.awaits_in_forward = overlap == "forward"
+        self._rule: RoundRule = (
+            BackwardRule() if overlap == "backward" else StepRule(close_at_once=overlap == "none")
+        )
+        self._nesting = StepNesting()
+        self._synced = True
+        self._known = {id(p) for p in self.gossip.parameters}
+        self._foreign: set[int] = set()
+        self.forward_begins = torch.compiler.disable(_forward_event(weakref.ref(self)))
+        """Tells that a forward of the whole model begins; compiled code leaves its graph for it."""
+        handles = self._register()
+        _live.add(self)
+        leave = context.add_synchronizer(_synchronizer(weakref.ref(self)))
+        weakref.finalize(self, _release, handles, leave, self.gossip).atexit = False
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Backwards of forwards inside count for no round, as with DDP's ``no_sync``."""
+        before = self._synced
+        self._synced = False
+        try:
+            yield
+        finally:
+            self._synced = before
+
+    def synchronize(self) -> None:
+        """Closes the open round; runs the one that a skipped step has left owing."""
+        self._do(self._rule.synchronize())
+
+    def gossips(self, parameters: Iterable[torch.Tensor]) -> bool:
+        """Whether one of them is among the gossiped."""
+        return any(id(p) in self._known for p in parameters)
+
+    def forward_seen(self, grad_enabled: bool, *, recomputing: bool) -> None:
+        """Called when a forward begins, or goes on where a segment is read."""
+        self._do(
+            self._rule.forward(
+                grad_enabled=grad_enabled, synced=self._synced, recomputing=recomputing
+            )
+        )
+
+    def await_segment(
+        self, index: int, grad_enabled: bool, tensors: Sequence[torch.Tensor] | None
+    ) -> None:
+        """Called where a forward is about to read a segment."""
+        recomputing = _in_backward()
+        self.forward_seen(grad_enabled, recomputing=recomputing)
+        if not recomputing:
+            self.gossip.wait_segment(index, tensors)
+
+    def backward_seen(self) -> None:
+        """Called when a gradient has been accumulated, from whichever thread runs the backward."""
+        self._rule.backward(synced=self._synced)
+
+    def step_begins(self, optimizer: Optimizer, *, closure: bool) -> None:
+        """Called before any optimizer steps."""
+        if self._is_ours(optimizer) and self._nesting.enter(id(optimizer)):
+            self._do(self._rule.step_begin(closure=closure))
+
+    def step_ends(self, optimizer: Optimizer) -> None:
+        """Called after any optimizer has stepped."""
+        if self._nesting.leave(id(optimizer)):
+            self._do(self._rule.step_end())
+
+    def _do(self, actions: Actions) -> None:
+        for action in actions:
+            if action is Action.OPEN:
+                self.gossip.open_round()
+            else:
+                self.gossip.close_round()
+
+    def _register(self) -> list[RemovableHandle]:
+        ref = weakref.ref(self)
+        on_gradient = _gradient_hook(ref)
+        handles = [
+            p.register_post_accumulate_grad_hook(on_gradient) for p in self.gossip.parameters
+        ]
+        if self.awaits_in_forward:
+            handles += register_wait_hooks(self.gossip.model, self.gossip.segments, self)
+        return handles
+
+    def _is_ours(self, optimizer: Optimizer) -> bool:
+        """Whether it holds a gossiped parameter. Such a one may hold no unplanned one of the model.
+
+        Raises:
+            InvalidArgument: Naming a parameter that was added or unfrozen after wrapping.
+        """
+        ours = False
+        strangers = []
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if id(p) in self._known:
+                    ours = True
+                elif p.requires_grad and id(p) not in self._foreign:
+                    strangers.append(p)
+        if ours and strangers:
+            self._require_foreign(strangers)
+        return ours
+
+    def _require_foreign(self, strangers: list[torch.Tensor]) -> None:
+        names = {id(p): name for name, p in self.gossip.model.named_parameters()}
+        for stranger in strangers:
+            if id(stranger) in names:
+                raise InvalidArgument(
+                    f"parameter '{names[id(stranger)]}': expected one that was in the model and "
+                    "trainable when it was wrapped, got one that was added or unfrozen later; wrap "
+                    "the model again"
+                )
+        self._foreign.update(map(id, strangers))
+
+
+def attach(
+    context: Context,
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    config: GossipConfig,
+    default_overlap: Overlap,
+) -> RoundHooks | None:
+    """Gossips a model from now on, while the answer is held; None with one rank."""
+    if context.launch.size == 1:
+        return None
+    return RoundHooks(context, model, parameters, config, config.overlap or default_overlap)
+
+
+def own_context(context: Context | None) -> Context:
+    """`context`, else the process's own; init() is called first if it was not."""
+    if context is not None:
+        return context
+    if not is_initialized():
+        init()
+    return current_context()
+
+
+def synchronize(target: nn.Module | Optimizer | None = None) -> None:
+    """Brings parameters to a state in which they may be read and written: no round is open.
+
+    Waits for what is posted and mixes it; in modes ``"forward"`` and ``"none"`` it also runs the
+    round of a backward that no step has followed (GradScaler skipped it). So call it on every rank
+    at the same place if it may come between a backward and its step; after a step any rank may call
+    it alone.
+
+    Args:
+        target: A wrapped model, its inner module, or an optimizer; None: everything gossiped here.
+
+    Raises:
+        InvalidArgument: If a parameter was written since it was posted.
+        CrossoverError: The engine's first failure.
+    """
+    for hooks in _live:
+        if target is None or hooks.gossips(_parameters_of(target)):
+            hooks.synchronize()
+
+
+def _parameters_of(target: nn.Module | Optimizer) -> Iterator[torch.Tensor]:
+    if isinstance(target, nn.Module):
+        yield from target.parameters()
+    else:
+        for group in target.param_groups:
+            yield from group["params"]
+
+
+def _refuse_second_gossip(parameters: Mapping[str, nn.Parameter]) -> None:
+    for hooks in _live:
+        taken = {id(p) for p in hooks.gossip.parameters}
+        for name, p in parameters.items():
+            if id(p) in taken:
+                raise InvalidArgument(
+                    f"parameter '{name}': expected one that is not gossiped yet, got one that "
+                    "another DistributedDataParallel or DistributedOptimizer gossips"
+                )
+
+
+def _in_backward() -> bool:
+    """Whether this thread is running a backward: what is called then is a recomputation."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _forward_event(ref: weakref.ref[RoundHooks]) -> Callable[[], None]:
+    def forward_begins() -> None:
+        hooks = ref()
+        if hooks is not None:
+            hooks.forward_seen(torch.is_grad_enabled(), recomputing=_in_backward())
+
+    return forward_begins
+
+
+def _gradient_hook(ref: weakref.ref[RoundHooks]) -> Callable[[torch.Tensor], None]:
+    def on_gradient(_: torch.Tensor) -> None:
+        hooks = ref()
+        if hooks is not None:
+            hooks.backward_seen()
+
+    return on_gradient
+
+
+def _synchronizer(ref: weakref.ref[RoundHooks]) -> Callable[[nn.Module], None]:
+    def synchronize_if_concerned(model: nn.Module) -> None:
+        hooks = ref()
+        if hooks is not None and hooks.gossips(model.parameters()):
+            hooks.synchronize()
+
+    return synchronize_if_concerned
+
+
+def _release(handles: list[RemovableHandle], leave: Callable[[], None], gossip: Gossip) -> None:
+    for handle in handles:
+        handle.remove()
+    leave()
+    gossip.remove()
+
+
+def _before_step(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
+    for hooks in _live:
+        hooks.step_begins(optimizer, closure=closure is not None)
+
+
+def _after_step(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    for hooks in _live:
+        hooks.step_ends(optimizer)
+
+
+class _StepHooks:
+    """torch's global optimizer hooks, registered while a model is gossiped."""
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+
+    def register(self) -> None:
+        self._handles = [
+            register_optimizer_step_pre_hook(_before_step),
+            register_optimizer_step_post_hook(_after_step),
+        ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+_step_hooks = _StepHooks()
+_live: LiveObjects[RoundHooks] = LiveObjects(_step_hooks.register, _step_hooks.remove)

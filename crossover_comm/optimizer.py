@@ -1,0 +1,74 @@
+"""Gossip for a training loop that keeps its model as it is and wraps the optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from typing import TypeVar
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from crossover_comm.config import GossipConfig, resolve
+from crossover_comm.context import Context
+from crossover_comm.errors import InvalidArgument
+from crossover_comm.hooks import RoundHooks, attach, own_context
+from crossover_comm.segments import trainable_parameters
+from crossover_comm.waiting import ForwardHook
+
+__all__ = ["DistributedOptimizer"]
+
+OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
+
+
+def DistributedOptimizer(  # noqa: N802, used like a class, as Horovod's
+    optimizer: OptimizerT,
+    model: nn.Module,
+    *,
+    gossip: str | GossipConfig | None = None,
+    context: Context | None = None,
+) -> OptimizerT:
+    """Gossips the parameters that `optimizer` and `model` share, from now on.
+
+    Returns the same object, so that its type, ``state_dict``, ``param_groups``, schedulers and
+    GradScaler work as before. It has one method more, ``no_sync()``, as that of
+    ``DistributedDataParallel``. Gossip ends when the optimizer is no longer held.
+
+    A collective call: every rank makes it for the same models in the same order. Nothing is
+    broadcast: call ``broadcast_parameters(model)`` to start from equal replicas. With several
+    optimizers for parts of one model, wrap each with the whole model.
+
+    Args:
+        optimizer: Holds some or all of the model's parameters.
+        model: The module that the training loop calls.
+        gossip: A preset's name or a :class:`GossipConfig`; ``"crossover"`` by default. The default
+            overlap is ``"forward"``: after each step ``W (x after the step)``, mixed where the next
+            forward reads it.
+        context: The rank's context if it is not the process's own.
+
+    Raises:
+        InvalidArgument: If `optimizer` is not torch's, a parameter cannot be exchanged or is
+            gossiped already, or the ranks differ.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise InvalidArgument(
+            f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    config = resolve(gossip)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = trainable_parameters(model, only=held)
+    hooks = attach(own_context(context), model, parameters, config, "forward")
+    if hooks is None:
+        optimizer.no_sync = contextlib.nullcontext  # type: ignore[attr-defined]
+        return optimizer
+    optimizer.no_sync = hooks.no_sync  # type: ignore[attr-defined]  # holds the hooks
+    if not hooks.awaits_in_forward:
+        _announce_forwards(model, hooks)
+    return optimizer
+
+
+def _announce_forwards(model: nn.Module, hooks: RoundHooks) -> None:
+    hook = ForwardHook(hooks.forward_begins)
+    handle: RemovableHandle = model.register_forward_pre_hook(hook, prepend=True)
+    weakref.finalize(hooks, handle.remove).atexit = False

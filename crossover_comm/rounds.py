@@ -1,0 +1,217 @@
+"""The round rule: when a round opens and when it closes. Pure; torch is not needed.
+
+What happens in training is told to a rule as events; it answers with what is to be done. Every rank
+must count the same rounds, also where one of them skips a step (a GradScaler that found an
+overflow), so a round belongs to a *synced backward*, one whose forward ran outside ``no_sync``, and
+not to a step that is known to have happened.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Protocol
+
+__all__ = ["Action", "Actions", "BackwardRule", "RoundRule", "StepNesting", "StepRule"]
+
+
+class Action(Enum):
+    """What a rule asks for."""
+
+    OPEN = auto()
+    """Post every segment."""
+    CLOSE = auto()
+    """Await and mix every segment that is still open."""
+
+
+Actions = tuple[Action, ...]
+
+NOTHING: Actions = ()
+OPEN: Actions = (Action.OPEN,)
+CLOSE: Actions = (Action.CLOSE,)
+WHOLE_ROUND: Actions = (Action.OPEN, Action.CLOSE)
+
+
+class RoundRule(Protocol):
+    """Events of one model's training, each answered by actions to be done at once, in order."""
+
+    def forward(self, *, grad_enabled: bool, synced: bool, recomputing: bool) -> Actions:
+        """A forward of the whole model begins.
+
+        Args:
+            grad_enabled: Whether autograd records it; forwards without are ignored.
+            synced: Whether it runs outside ``no_sync``.
+            recomputing: Whether it runs inside a backward (activation checkpointing). Such a
+                forward never mixes: the graph at work was recorded with today's parameters.
+        """
+
+    def backward(self, *, synced: bool) -> None:
+        """A backward has reached a parameter; further calls within one backward change nothing.
+
+        Args:
+            synced: Whether it runs outside ``no_sync``; counts where no forward was seen.
+        """
+
+    def step_begin(self, *, closure: bool) -> Actions:
+        """The outermost optimizer step begins; ``closure``: it will evaluate the model itself."""
+
+    def step_end(self) -> Actions:
+        """The outermost optimizer step has ended."""
+
+    def synchronize(self) -> Actions:
+        """The user asks for a state in which nothing is open and no round is owed."""
+
+
+class _Posted(Enum):
+    NO = auto()
+    LOCAL = auto()  # only forwards inside no_sync so far
+    SYNCED = auto()  # a forward outside no_sync
+    ARMED = auto()  # and a backward after it
+
+
+class BackwardRule:
+    """Mode ``"backward"``: open when a forward begins, close before the step.
+
+    A round opens at the first recorded forward after the last one closed, also inside ``no_sync``.
+    It is armed by a backward whose forward ran outside. It closes at the earliest of a step, the
+    next recorded forward once armed, and ``synchronize``. So several forwards before a backward are
+    one round, a second backward of the same graph is none, and several synced backwards before a
+    step are one round each, as DDP all-reduces each.
+
+    A step with a closure evaluates the model while it writes to it; the round is then run as a
+    whole before the step, and forwards inside the step open nothing.
+    """
+
+    def __init__(self) -> None:
+        self._posted = _Posted.NO
+        self._in_closure = False
+
+    def forward(self, *, grad_enabled: bool, synced: bool, recomputing: bool) -> Actions:
+        if not grad_enabled or self._in_closure:
+            return NOTHING
+        actions = NOTHING
+        if self._posted is _Posted.ARMED and not recomputing:
+            self._posted = _Posted.NO
+            actions = CLOSE
+        if self._posted is _Posted.NO:
+            self._posted = _Posted.SYNCED if synced else _Posted.LOCAL
+            return actions + OPEN
+        if self._posted is _Posted.LOCAL and synced and not recomputing:
+            self._posted = _Posted.SYNCED
+        return actions
+
+    def backward(self, *, synced: bool) -> None:
+        del synced
+        if self._posted is _Posted.SYNCED:
+            self._posted = _Posted.ARMED
+
+    def step_begin(self, *, closure: bool) -> Actions:
+        self._in_closure = closure
+        actions = self.synchronize()
+        return WHOLE_ROUND if closure and not actions else actions
+
+    def step_end(self) -> Actions:
+        self._in_closure = False
+        return NOTHING
+
+    def synchronize(self) -> Actions:
+        if self._posted is _Posted.NO:
+            return NOTHING
+        self._posted = _Posted.NO
+        return CLOSE
+
+
+class _Backwards(Enum):
+    NONE = auto()
+    LOCAL = auto()  # all of them inside no_sync
+    SYNCED = auto()
+
+
+class StepRule:
+    """Modes ``"forward"`` and ``"none"``: a round runs after the step.
+
+    A round is owed after a synced backward. It runs at the end of the next step; where no step
+    comes (GradScaler skipped it), at the next recorded forward or ``synchronize``. A step whose
+    forwards were seen but whose gradients did not come from a backward (``autograd.grad``) runs
+    one too. A step always closes an open round before it writes.
+
+    Args:
+        close_at_once: Mode ``"none"``: a round closes where it opens. Otherwise each segment is
+            awaited by the forward that needs it, and the rule closes what is left.
+    """
+
+    def __init__(self, *, close_at_once: bool) -> None:
+        self._round = WHOLE_ROUND if close_at_once else OPEN
+        self._open = False
+        self._in_closure = False
+        self._forget()
+
+    def forward(self, *, grad_enabled: bool, synced: bool, recomputing: bool) -> Actions:
+        if not grad_enabled or recomputing:
+            return NOTHING
+        skipped = self._backwards is _Backwards.SYNCED and not self._in_closure
+        actions = self._close() + self._run() if skipped else NOTHING
+        self._seen_forward = True
+        self._synced_forward = self._synced_forward or synced
+        return actions
+
+    def backward(self, *, synced: bool) -> None:
+        if self._synced_forward or (synced and not self._seen_forward):
+            self._backwards = _Backwards.SYNCED
+        elif self._backwards is _Backwards.NONE:
+            self._backwards = _Backwards.LOCAL
+
+    def step_begin(self, *, closure: bool) -> Actions:
+        self._in_closure = closure
+        return self._close()
+
+    def step_end(self) -> Actions:
+        self._in_closure = False
+        without_backward = self._backwards is _Backwards.NONE and self._synced_forward
+        owed = self._backwards is _Backwards.SYNCED or without_backward
+        return self._run() if owed else NOTHING
+
+    def synchronize(self) -> Actions:
+        actions = self._close()
+        if self._backwards is _Backwards.SYNCED and not self._in_closure:
+            actions += self._run() + self._close()
+        return actions
+
+    def _run(self) -> Actions:
+        self._forget()
+        self._open = self._round == OPEN
+        return self._round
+
+    def _close(self) -> Actions:
+        actions = CLOSE if self._open else NOTHING
+        self._open = False
+        return actions
+
+    def _forget(self) -> None:
+        self._backwards = _Backwards.NONE
+        self._seen_forward = False
+        self._synced_forward = False
+
+
+class StepNesting:
+    """Finds the outermost of nested steps: an optimizer that wraps another steps it inside.
+
+    A step that raised never leaves; the next entry of the same optimizer forgets it and whatever
+    it had entered.
+    """
+
+    def __init__(self) -> None:
+        self._entered: list[int] = []
+
+    def enter(self, key: int) -> bool:
+        """True if the step that begins is the outermost."""
+        if key in self._entered:
+            del self._entered[self._entered.index(key) :]
+        self._entered.append(key)
+        return len(self._entered) == 1
+
+    def leave(self, key: int) -> bool:
+        """True if the step that ended was the outermost."""
+        if key not in self._entered:
+            return False
+        del self._entered[self._entered.index(key) :]
+        return not self._entered
