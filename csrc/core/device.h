@@ -1,8 +1,22 @@
 // Where tensors live: makes message sources and sinks over them, and mixes.
+//
+// A device with streams works behind the host's back; nothing here waits for it but drain(). What
+// orders its work, each by an event:
+//   training stream at the post (fence) -> pack          a source reads what training left
+//   pack -> transfer out -> next pack into that buffer   acquire() and release() of the source
+//   transfer in -> mix -> next transfer into that inbox  acquire() and release() of the sink
+//   pack of a segment -> mix of that segment             through its TensorNotes
+// mix() writes the user's tensors on the training stream itself, so that what training launches
+// after the wait sees them mixed.
+//
+// Right:  fence = device.fence(stream); ... device.source({..., .after = fence}); ... device.mix()
+// Wrong:  a kernel that writes the tensors, on any stream, between the fence and the mix;
+//         another stream for the mix than the one that uses the tensors next.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -26,12 +40,28 @@ class DeviceBuffer {
   virtual size_t size_bytes() const = 0;
 };
 
+/// What a device keeps about the tensors of one segment from round to round (tables of addresses,
+/// events). Used by one round at a time; may be destroyed only when no source over them is left.
+class TensorNotes {
+ public:
+  virtual ~TensorNotes() = default;
+};
+
+/// A point in the work of the training stream.
+class Fence {
+ public:
+  virtual ~Fence() = default;
+};
+
 /// The tensors of a segment, borrowed: `addresses[i]` is the first element of tensor i. The spans
 /// must outlive whatever is made from the view.
 struct TensorList {
   Dtype dtype = Dtype::kFloat32;
   std::span<void* const> addresses;
   std::span<const int64_t> numels;
+  TensorNotes* notes = nullptr;    // of the user's tensors, made for these numels by notes()
+  DeviceBuffer* buffer = nullptr;  // the buffer they lie in; null: they are the user's tensors
+  StreamHandle stream = 0;         // the user's tensors: the stream on which mix() writes them
 };
 
 /// What packs a slice of tensors into a message.
@@ -40,7 +70,8 @@ struct PackSpec {
   Slice slice;
   Dtype wire = Dtype::kFloat32;
   NonFinitePolicy non_finite = NonFinitePolicy::kRaise;
-  std::string where;  // names the segment in a NonFiniteError
+  std::string where;                       // names the segment in a NonFiniteError
+  std::shared_ptr<Fence> after = nullptr;  // the tensors are read after this point; null: at once
 };
 
 /// One peer's message, complete.
@@ -49,6 +80,7 @@ struct WeightedMessage {
   Slice slice;
   Dtype dtype = Dtype::kFloat32;  // of its elements
   double weight = 0.0;
+  DeviceBuffer* buffer = nullptr;  // where `data` lies; a device with streams needs it
 };
 
 /// Every method is callable from the training thread and the progress thread at once, on disjoint
@@ -68,6 +100,29 @@ class Device {
   /// rounded to the tensor's dtype once at the end.
   virtual void mix(const TensorList& tensors, Dtype own,
                    std::span<const WeightedMessage> messages) = 0;
+  /// work[k] <- Q(x_k) over `spec.slice`, in float32 (float64 for float64 tensors): where a program
+  /// of several phases starts. `scratch` has room for the slice in `spec.wire`.
+  virtual void widen(const PackSpec& spec, DeviceBuffer& scratch, DeviceBuffer& work);
+
+  // What follows is for devices with streams; elsewhere nothing happens.
+
+  /// Prepares for tensors of `numels`, which is copied. Not in a step.
+  virtual std::unique_ptr<TensorNotes> notes(std::span<const int64_t> numels);
+  /// Training thread: the point after all work that `training_stream` has got so far. Throws
+  /// InvalidArgument while the stream is being captured into a graph.
+  virtual std::shared_ptr<Fence> fence(StreamHandle training_stream);
+  /// Progress thread, once a turn: throws what work behind the host's back has found, a
+  /// NonFiniteError (of a message that has left already, if its transport acquires) or DeviceError.
+  virtual void poll() {}
+  /// `wake` ends the progress thread's sleep when a source or sink that gave or took nothing can go
+  /// on; called from any thread. After set_waker(nullptr) returned it is not called any more.
+  virtual void set_waker(std::function<void()> wake);
+  /// From now on for ever, mixes that the device has not begun write nothing: what they wait for
+  /// may be cut off. Called after a failure, before a transport aborts.
+  virtual void cancel_mixes() noexcept {}
+  /// Waits until all work begun by sources, sinks and mixes into buffers is done: after it, tensors
+  /// of a plan that was removed in mid-round may be freed. Not in a step.
+  virtual void drain() {}
 };
 
 }  // namespace crossover

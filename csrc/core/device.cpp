@@ -1,0 +1,34 @@
+#include "core/device.h"
+
+#include <cstring>
+
+#include "core/error.h"
+
+namespace crossover {
+
+// x packed into bytes, then the difference from zero mixed in with weight 1.
+void Device::widen(const PackSpec& spec, DeviceBuffer& scratch, DeviceBuffer& work) {
+  const int64_t numel = spec.slice.numel();
+  const bool wide = spec.tensors.dtype == Dtype::kFloat64;
+  const Dtype dtype = wide ? Dtype::kFloat64 : Dtype::kFloat32;
+  const size_t packed_bytes = static_cast<size_t>(numel) * dtype_bytes(spec.wire);
+  const size_t work_bytes = static_cast<size_t>(numel) * dtype_bytes(dtype);
+  check(packed_bytes <= scratch.size_bytes() && work_bytes <= work.size_bytes(),
+        "widen() is given buffers of sufficient size");
+  const auto packed = source(spec);
+  for (size_t at = 0; at < packed_bytes;) {
+    at += packed->produce({scratch.data() + at, packed_bytes - at});
+  }
+  std::memset(work.data(), 0, work_bytes);
+  void* const address = work.data();
+  const WeightedMessage message{scratch.data(), {0, numel}, spec.wire, 1.0, &scratch};
+  mix({dtype, {&address, 1}, {&numel, 1}, nullptr, &work}, dtype, {&message, 1});
+}
+
+std::unique_ptr<TensorNotes> Device::notes(std::span<const int64_t>) { return nullptr; }
+
+std::shared_ptr<Fence> Device::fence(StreamHandle) { return nullptr; }
+
+void Device::set_waker(std::function<void()>) {}
+
+}  // namespace crossover
