@@ -139,6 +139,7 @@ void SegmentExchange::send_phase(Transport& transport, OperationTable& operation
     const uint64_t token = operations.add({this, true, phase_, send.peer, wire_bytes(send.slice)});
     transport.send(send.peer, tag(phase_), *sources_.back(), token);
   }
+  transport.phase_posted(tag(phase_), phase_ + 1 == program_.phases.size());
 }
 
 bool SegmentExchange::on_complete(const Operation& operation, Transport& transport,

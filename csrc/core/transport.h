@@ -38,6 +38,7 @@ struct TransportCounters {
   uint64_t wire_received_bytes = 0;
   uint64_t messages_sent = 0;
   uint64_t messages_received = 0;
+  double first_contact_s = 0.0;  // from the first progress() until all links stood; 0: given ones
 };
 
 /// A message moves when both ends have named its tag: a transport never sends bytes that have no
@@ -55,6 +56,12 @@ class Transport {
 
   /// Sends the message `tag` to `peer` once the peer has announced room for it.
   virtual void send(int peer, const MessageTag& tag, MessageSource& source, uint64_t token) = 0;
+
+  /// All sends of this rank for `tag` have been given, perhaps none; its receives were given
+  /// before. Called in the order of posting, which is the same on every rank, and for each phase
+  /// in turn; the phases of one segment end with `last`. For transports that must launch in an
+  /// order that every rank derives alike.
+  virtual void phase_posted(const MessageTag& /*tag*/, bool /*last*/) {}
 
   /// Drops all sends and receives of a plan; frames that still come for it are discarded.
   virtual void forget_plan(uint32_t plan) = 0;
