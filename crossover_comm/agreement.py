@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
-from crossover_comm.errors import InvalidArgument, ProgressTimeout, TransportError
+from crossover_comm.errors import CrossoverError, InvalidArgument, ProgressTimeout, TransportError
 
 __all__ = ["StoreGroup", "canonical_json", "describe_difference"]
 
-_GO = "go"
+_READ_TIMEOUT_S = 5.0
 _MAX_VALUE_CHARS = 120
 _MAX_DIFFERENCES = 8
 _MAX_DIFFERENT_GROUPS = 3
@@ -29,8 +30,8 @@ def canonical_json(value: object) -> str:
 class StoreGroup:
     """Calls that every rank makes in the same order, matched through a store.
 
-    Each call is numbered. A rank that waits in vain, and one that comes too late, raise the same
-    error; the number has then been used up on both, so that the next call matches again.
+    Each call is numbered. Ranks that wait in vain, and one that comes too late, raise the same
+    error; the number has then been used up on all, so that the next call matches again.
 
     Args:
         store: Shared by all ranks; its keys are this group's alone. None with one rank.
@@ -43,6 +44,7 @@ class StoreGroup:
         self.rank = rank
         self.size = size
         self._next_call = 0
+        self._has_ended = False
         self._stale_keys: list[str] = []
 
     @property
@@ -95,11 +97,16 @@ class StoreGroup:
             raise _store_lost(f"{call} (collective {number})", error) from error
 
     def announce_end(self, cause: str) -> None:
-        """Tells whoever waits for this rank's next call that it will not come. Never raises."""
-        if self.store is None:
+        """Tells whoever waits for this rank's next call that it will not come.
+
+        The first cause stays. Never raises.
+        """
+        if self.store is None or self._has_ended:
             return
+        self._has_ended = True
         try:
-            self._publish(self._record_key(self._next_call, self.rank), {"ended": cause})
+            key = self._record_key(self._next_call, self.rank)
+            self.store.set(key, canonical_json({"ended": cause}))
         except dist.DistError:
             return
 
@@ -119,26 +126,33 @@ class StoreGroup:
     def _exchange(
         self, number: int, place: str, record: dict[str, object], timeout_s: float
     ) -> list[dict[str, Any]]:
+        """Every record is decided once: by its rank, or by the first that waited in vain for it."""
         store = self._store()
-        own_key = self._record_key(number, self.rank)
-        outcome_key = f"{number}/outcome"
-        self._publish(own_key, record)
         keys = [self._record_key(number, rank) for rank in range(self.size)]
-        missing = self._wait(keys, timeout_s)
-        verdict = _GO
-        if missing:
-            verdict = f"ranks {missing} did not call it within {timeout_s:g} s of rank {self.rank}"
-        outcome = store.compare_set(outcome_key, "", verdict).decode()
-        if outcome != _GO:
-            self._stale_keys.append(own_key)
-            raise ProgressTimeout(f"{place}: {outcome}")
+        own = canonical_json(record)
+        found = store.compare_set(keys[self.rank], "", own).decode()
+        self._stale_keys.append(keys[self.rank])
+        if found != own:
+            raise _absence(place, {self.rank: json.loads(found)})
+        given_up = canonical_json({"absent": {"timeout_s": timeout_s, "of": self.rank}})
+        for rank in self._wait(keys, timeout_s):
+            store.compare_set(keys[rank], "", given_up)
         records: list[dict[str, Any]] = [json.loads(text) for text in store.multi_get(keys)]
-        for rank, other in enumerate(records):
-            if "ended" in other:
-                raise TransportError(f"{place}: rank {rank} will not call it: {other['ended']}")
-        self._drop_stale_keys()
-        self._stale_keys = [own_key] + ([outcome_key] if self.rank == 0 else [])
+        lost = {rank: other for rank, other in enumerate(records) if "call" not in other}
+        if lost:
+            self._let_all_read(number, self.size - len(lost))
+            raise _absence(place, lost)
+        self._drop_stale_keys(keep=keys[self.rank])
         return records
+
+    def _let_all_read(self, number: int, num_readers: int) -> None:
+        """Before an error that may end this process, and the store with it if this is rank 0."""
+        store = self._store()
+        key = f"{number}/all read"
+        with contextlib.suppress(RuntimeError):
+            if store.add(f"{number}/num read", 1) == num_readers:
+                store.set(key, "")
+            store.wait([key], timedelta(seconds=_READ_TIMEOUT_S))
 
     def _wait(self, keys: Sequence[str], timeout_s: float) -> list[int]:
         """Waits for all keys; the indices of those that did not come."""
@@ -149,17 +163,20 @@ class StoreGroup:
             return [index for index, key in enumerate(keys) if not store.check([key])]
         return []
 
-    def _drop_stale_keys(self) -> None:
-        # Whoever makes this call has finished reading the one before.
+    def _drop_stale_keys(self, keep: str) -> None:
+        # Whoever makes this call has finished reading the ones before.
         store = self._store()
         for key in self._stale_keys:
-            store.delete_key(key)
+            if key != keep:
+                store.delete_key(key)
+        self._stale_keys = [keep]
 
     def _require_same_call(self, number: int, records: Sequence[dict[str, Any]]) -> None:
         callers: dict[str, list[int]] = {}
         for rank, record in enumerate(records):
             callers.setdefault(record["call"], []).append(rank)
         if len(callers) > 1:
+            self._let_all_read(number, self.size)
             what = "; ".join(f"{_ranks(ranks)} called {call}" for call, ranks in callers.items())
             raise InvalidArgument(
                 f"collective {number}: {what}; every rank must make the same calls in the same "
@@ -185,6 +202,7 @@ class StoreGroup:
                 f"did not say how within {timeout_s:g} s"
             )
         texts = [json.loads(text) for text in self._store().multi_get(keys)]
+        self._let_all_read(number, self.size)
         lines = []
         for speaker, ranks, text in zip(
             speakers[1:], list(groups.values())[1:], texts[1:], strict=False
@@ -196,9 +214,6 @@ class StoreGroup:
             )
         raise InvalidArgument(f"{call}: not the same on every rank:\n  " + "\n  ".join(lines))
 
-    def _publish(self, key: str, record: dict[str, object]) -> None:
-        self._store().set(key, canonical_json(record))
-
     def _store(self) -> Store:
         assert self.store is not None
         return self.store
@@ -206,6 +221,18 @@ class StoreGroup:
     @staticmethod
     def _record_key(number: int, rank: int) -> str:
         return f"{number}/{rank}"
+
+
+def _absence(place: str, lost: Mapping[int, dict[str, Any]]) -> CrossoverError:
+    """The error for ranks whose record is not an arrival."""
+    for rank, record in lost.items():
+        if "ended" in record:
+            return TransportError(f"{place}: rank {rank} will not call it: {record['ended']}")
+    waited = next(iter(lost.values()))["absent"]
+    return ProgressTimeout(
+        f"{place}: ranks {list(lost)} did not call it within {waited['timeout_s']:g} s of rank "
+        f"{waited['of']}"
+    )
 
 
 def _store_lost(place: str, error: Exception) -> TransportError:

@@ -1,0 +1,351 @@
+"""init() and shutdown(), and the one object that holds what a process shares with its peers."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import math
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from types import TracebackType
+
+import torch
+from torch._C._distributed_c10d import PrefixStore, Store
+
+from crossover_comm import _C
+from crossover_comm.agreement import StoreGroup
+from crossover_comm.errors import CrossoverError, InvalidArgument
+from crossover_comm.gloo import GlooGroup
+from crossover_comm.launch import Launch, detect_launch, find_process_group
+from crossover_comm.rendezvous import MeetingPlan, meet
+from crossover_comm.store import open_store, store_host
+
+__all__ = [
+    "Context",
+    "Settings",
+    "current_context",
+    "init",
+    "is_initialized",
+    "local_rank",
+    "local_size",
+    "rank",
+    "shutdown",
+    "size",
+]
+
+_TRANSPORTS = ("auto", "shm", "tcp")
+_STALL_WARNING_S = 60.0
+_SHUTDOWN_S = 5.0
+
+_logger = logging.getLogger("crossover_comm")
+_context: Context | None = None
+_is_watching = False
+_generations = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What init() was told; a second call must say the same."""
+
+    rank: int | None
+    size: int | None
+    store: Store | None
+    timeout_s: float
+    stall_timeout_s: float
+    transport: str
+    interface: str | None
+    check_finite: bool
+    event_capacity: int
+
+
+class Context:
+    """What this process shares with its peers, from init() to shutdown().
+
+    Attributes:
+        launch: Rank, size and where they came from; local rank and size are filled in.
+        settings: What init() was told.
+        group: Small values and agreements through the store.
+        engine: The progress thread and all plans.
+        gloo: torch's collectives for use outside training; None with one rank.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        settings: Settings,
+        group: StoreGroup,
+        engine: _C.Engine,
+        gloo: GlooGroup | None,
+    ) -> None:
+        self.launch = launch
+        self.settings = settings
+        self.group = group
+        self.engine = engine
+        self.gloo = gloo
+        self._process = os.getpid()
+        self._synchronizers: list[Callable[[torch.nn.Module], None]] = []
+
+    def add_synchronizer(
+        self, synchronizer: Callable[[torch.nn.Module], None]
+    ) -> Callable[[], None]:
+        """Registers what closes the open rounds of a model; returns what removes it again.
+
+        The synchronizer is called with the model that somebody is about to read or write, and
+        does nothing if that holds none of its parameters.
+        """
+        self._synchronizers.append(synchronizer)
+
+        def remove() -> None:
+            if synchronizer in self._synchronizers:
+                self._synchronizers.remove(synchronizer)
+
+        return remove
+
+    def synchronize(self, model: torch.nn.Module) -> None:
+        """Closes the open rounds of `model`, so that its parameters may be read and written."""
+        for synchronizer in tuple(self._synchronizers):
+            synchronizer(model)
+
+    def agree(self, name: str, payload: str, timeout: float | timedelta | None = None) -> None:
+        """Returns if the JSON text `payload` is the same on every rank; called by all of them.
+
+        Args:
+            name: What is called or agreed on, for messages.
+            payload: See agreement.canonical_json.
+            timeout: Seconds to wait for the other ranks; None: as init() was told.
+
+        Raises:
+            InvalidArgument: On every rank, naming what differs and where.
+            ProgressTimeout: Some ranks did not call it in time.
+        """
+        waiting_s = self.settings.timeout_s if timeout is None else _seconds("timeout", timeout)
+        self.group.agree(name, payload, waiting_s)
+
+    def fail(self, cause: str) -> None:
+        """Tells the peers that this rank has failed, and why. Never raises."""
+        self.engine.fail(cause)
+        self.group.announce_end(cause)
+
+    def close(self) -> None:
+        """Says farewell and ends the progress thread, in bounded time. Idempotent."""
+        if os.getpid() != self._process:
+            return
+        self.group.announce_end("it has shut down")
+        self.engine.shutdown(_SHUTDOWN_S)
+        self.gloo = None
+
+
+def init(
+    *,
+    rank: int | None = None,
+    size: int | None = None,
+    store: Store | None = None,
+    timeout: float | timedelta = 30.0,
+    stall_timeout: float | timedelta = 1800.0,
+    transport: str = "auto",
+    interface: str | None = None,
+    check_finite: bool = True,
+    event_capacity: int = 0,
+) -> None:
+    """Joins the job: finds the other ranks and connects to them. Called by every rank.
+
+    Rank and size come from the arguments, torch.distributed's default process group, torchrun,
+    Open MPI or Slurm, in this order; without any of them the process is the only rank, and
+    everything works with nothing to do. Again with the same arguments: nothing happens.
+
+    Args:
+        rank: 0 .. size - 1; together with `size`.
+        size: Number of ranks.
+        store: A torch store that all ranks share; None: made at MASTER_ADDR and MASTER_PORT.
+        timeout: Seconds after which a silent peer is lost, and for each step of the set-up.
+        stall_timeout: Seconds that a peer which lives may take to post its part of a round.
+        transport: "auto": shared memory within a host, TCP between hosts; "shm" or "tcp": that
+            alone.
+        interface: Interface or address to listen on; None: CROSSOVER_INTERFACE, else loopback if
+            all ranks share a host, else the interface that routes to rank 0.
+        check_finite: A NaN or infinity in a parameter raises before it is sent.
+        event_capacity: Number of engine events kept for inspection.
+
+    Raises:
+        InvalidArgument: Contradictory arguments or environment, or not the same on every rank.
+        TransportError: Ranks are missing, refused or cannot be reached.
+    """
+    global _context
+    settings = Settings(
+        rank=rank,
+        size=size,
+        store=store,
+        timeout_s=_seconds("timeout", timeout),
+        stall_timeout_s=_seconds("stall_timeout", stall_timeout),
+        transport=transport,
+        interface=interface or os.environ.get("CROSSOVER_INTERFACE") or None,
+        check_finite=check_finite,
+        event_capacity=event_capacity,
+    )
+    if transport not in _TRANSPORTS:
+        raise InvalidArgument(f"transport: expected 'auto', 'shm' or 'tcp', got {transport!r}")
+    if _context is not None:
+        _require_same(_context.settings, settings)
+        return
+    _context = _join(settings)
+    _watch_the_end_of_the_process()
+
+
+def shutdown() -> None:
+    """Leaves the job, in bounded time; does nothing before init(). init() may follow."""
+    global _context
+    context, _context = _context, None
+    if context is not None:
+        context.close()
+
+
+def is_initialized() -> bool:
+    """Whether init() has been called, and shutdown() not yet."""
+    return _context is not None
+
+
+def current_context() -> Context:
+    """The context of this process.
+
+    Raises:
+        CrossoverError: init() has not been called.
+    """
+    if _context is None:
+        raise CrossoverError("not initialised: call crossover_comm.init() first")
+    return _context
+
+
+def rank() -> int:
+    """This process's rank, 0 .. size() - 1."""
+    return current_context().launch.rank
+
+
+def size() -> int:
+    """The number of ranks."""
+    return current_context().launch.size
+
+
+def local_rank() -> int:
+    """This process's index among the ranks of its host."""
+    index = current_context().launch.local_rank
+    assert index is not None
+    return index
+
+
+def local_size() -> int:
+    """The number of ranks on this host."""
+    count = current_context().launch.local_size
+    assert count is not None
+    return count
+
+
+def _seconds(name: str, value: float | timedelta) -> float:
+    number = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if not math.isfinite(number) or number <= 0:
+        raise InvalidArgument(f"{name}: expected a number of seconds > 0, got {value!r}")
+    return number
+
+
+def _require_same(earlier: Settings, now: Settings) -> None:
+    changed = [
+        f"{name}={getattr(now, name)!r} (before: {getattr(earlier, name)!r})"
+        for name in Settings.__slots__
+        if getattr(now, name) != getattr(earlier, name)
+    ]
+    if changed:
+        raise InvalidArgument(
+            f"init() was called before with other arguments: {', '.join(changed)}; "
+            "call shutdown() in between"
+        )
+
+
+def _join(settings: Settings) -> Context:
+    launch, store = _find_place(settings)
+    if launch.size == 1:
+        launch = replace(launch, local_rank=0, local_size=1)
+        group = StoreGroup(None, 0, 1)
+        return Context(launch, settings, group, _start_engine(launch, settings, [None]), None)
+    if store is None:
+        store = open_store(launch, settings.timeout_s)
+    prefix = f"crossover_comm/{launch.restart_count}/{next(_generations)}"
+    group = StoreGroup(PrefixStore(prefix, store), launch.rank, launch.size)
+    plan = MeetingPlan(
+        transport=settings.transport,
+        interface=settings.interface,
+        master_addr=launch.master_addr or store_host(store),
+        configuration={
+            "timeout": settings.timeout_s,
+            "stall_timeout": settings.stall_timeout_s,
+            "check_finite": settings.check_finite,
+        },
+        timeout_s=settings.timeout_s,
+    )
+    try:
+        meeting = meet(group, plan)
+        gloo = GlooGroup(
+            PrefixStore(f"{prefix}/gloo", store),
+            launch.rank,
+            launch.size,
+            meeting.address,
+            settings.timeout_s,
+        )
+        # Past this barrier nobody needs the store for the set-up any more, so rank 0 may end.
+        gloo.barrier("init")
+        engine = _start_engine(launch, settings, meeting.pipes)
+    except BaseException as error:
+        group.announce_end(f"{type(error).__name__} in init: {error}")
+        raise
+    if launch.local_rank is None or launch.local_size is None:
+        launch = replace(launch, local_rank=meeting.local_rank, local_size=meeting.local_size)
+    return Context(launch, settings, group, engine, gloo)
+
+
+def _find_place(settings: Settings) -> tuple[Launch, Store | None]:
+    found = find_process_group() if settings.rank is None and settings.store is None else None
+    if found is None:
+        launch = detect_launch(settings.rank, settings.size, has_store=settings.store is not None)
+        return launch, settings.store
+    group_rank, group_size, store = found
+    launch = detect_launch(group_rank, group_size, has_store=True)
+    return replace(launch, source="torch.distributed's default process group"), store
+
+
+def _start_engine(launch: Launch, settings: Settings, pipes: list[_C.Pipe | None]) -> _C.Engine:
+    return _C.Engine(
+        rank=launch.rank,
+        size=launch.size,
+        pipes=pipes,
+        timeout_s=settings.timeout_s,
+        stall_timeout_s=settings.stall_timeout_s,
+        stall_warning_s=min(_STALL_WARNING_S, settings.stall_timeout_s),
+        raise_on_non_finite=settings.check_finite,
+        event_capacity=settings.event_capacity,
+        incarnation=secrets.randbits(63),
+        warn=_logger.warning,
+    )
+
+
+def _watch_the_end_of_the_process() -> None:
+    """From now on the peers learn of its end, and of an exception that is its cause."""
+    global _is_watching
+    if _is_watching:
+        return
+    _is_watching = True
+    atexit.register(shutdown)
+    if hasattr(sys, "ps1"):
+        return  # at a prompt, an exception ends nothing
+    previous = sys.excepthook
+
+    def tell_peers(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if _context is not None:
+            _context.fail(f"{kind.__name__}: {error}")
+        previous(kind, error, traceback)
+
+    sys.excepthook = tell_peers
