@@ -179,10 +179,8 @@ def attach(
     return RoundHooks(context, model, parameters, config, config.overlap or default_overlap)
 
 
-def own_context(context: Context | None) -> Context:
-    """`context`, else the process's own; init() is called first if it was not."""
-    if context is not None:
-        return context
+def own_context() -> Context:
+    """The process's own context; init() is called first if it was not."""
     if not is_initialized():
         init()
     return current_context()

@@ -58,7 +58,7 @@ def DistributedOptimizer(  # noqa: N802, used like a class, as Horovod's
     config = resolve(gossip)
     held = [p for group in optimizer.param_groups for p in group["params"]]
     parameters = trainable_parameters(model, only=held)
-    hooks = attach(own_context(context), model, parameters, config, "forward")
+    hooks = attach(context or own_context(), model, parameters, config, "forward")
     if hooks is None:
         optimizer.no_sync = contextlib.nullcontext  # type: ignore[attr-defined]
         return optimizer

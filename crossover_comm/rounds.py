@@ -143,7 +143,9 @@ class StepRule:
         self._round = WHOLE_ROUND if close_at_once else OPEN
         self._open = False
         self._in_closure = False
-        self._forget()
+        self._backwards = _Backwards.NONE
+        self._seen_forward = False
+        self._synced_forward = False
 
     def forward(self, *, grad_enabled: bool, synced: bool, recomputing: bool) -> Actions:
         if not grad_enabled or recomputing:

@@ -207,9 +207,14 @@ class _Owners:
         for ancestor in ancestors:
             if isinstance(self._modules[ancestor], nn.MultiheadAttention):
                 return ancestor
-        while path and type(self._modules[path]).forward is nn.Module.forward:
+        while path and not _can_be_called(self._modules[path]):
             path = path.rpartition(".")[0]
         return path
+
+
+def _can_be_called(module: nn.Module) -> bool:
+    has_own = "forward" in vars(module)  # a compiled module
+    return has_own or type(module).forward is not nn.Module.forward
 
 
 def _common_ancestor(paths: Sequence[str]) -> str:

@@ -1,0 +1,133 @@
+"""Drop-in for ``torch.nn.parallel.DistributedDataParallel``."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Final
+
+from torch import nn
+
+from crossover_comm.collectives import broadcast_parameters
+from crossover_comm.config import GossipConfig, resolve
+from crossover_comm.context import Context
+from crossover_comm.errors import InvalidArgument
+from crossover_comm.hooks import attach, own_context
+from crossover_comm.segments import trainable_parameters
+
+__all__ = ["DistributedDataParallel"]
+
+ON_CPU = "parameters are on the CPU; move the module before wrapping it"
+NO_GRADIENTS = "gradients are not exchanged"
+RANKS = "the ranks are those of crossover_comm.init()"
+SEGMENTS = "use gossip=GossipConfig(segments=<bytes>)"
+
+REFUSED: Final[dict[str, tuple[object, str]]] = {
+    "device_ids": (None, ON_CPU),
+    "output_device": (None, ON_CPU),
+    "dim": (0, "inputs are not scattered: each process trains one replica"),
+    "process_group": (None, RANKS),
+    "device_mesh": (None, RANKS),
+    "bucket_cap_mb": (None, SEGMENTS),
+    "bucket_cap_mb_list": (None, SEGMENTS),
+    "check_reduction": (False, NO_GRADIENTS),
+    "gradient_as_bucket_view": (False, NO_GRADIENTS),
+    "delay_all_reduce_named_params": (None, NO_GRADIENTS),
+    "param_to_hook_all_reduce": (None, NO_GRADIENTS),
+    "skip_all_reduce_unused_params": (False, NO_GRADIENTS),
+    "batched_grad_copy": (False, NO_GRADIENTS),
+    "mixed_precision": (None, "use torch.autocast"),
+    "forward_sync_buffers": (None, "buffers stay local after the start"),
+}
+"""torch's arguments that must keep torch's default, the default, and why."""
+
+
+class DistributedDataParallel(nn.Module):
+    """Trains a replica on each rank and gossips parameters; otherwise used as torch's DDP.
+
+    Gradients stay local. Parameters move between ranks in rounds as ``GossipConfig.overlap`` says,
+    by default ``"backward"``. With one rank nothing is registered: the wrapper only passes on.
+
+    Wrapping is a collective call: every rank wraps the same models in the same order. ``init()`` is
+    called first if it was not.
+
+    Args:
+        module: The replica, on the CPU.
+        broadcast_buffers: Whether buffers too are broadcast from rank 0 here; True by default. They
+            are local afterwards: each replica's batch norm follows its own data.
+        init_sync: Whether parameters and buffers are broadcast from rank 0 here.
+        find_unused_parameters: Any value works: a parameter is exchanged whether used or not.
+        static_graph: Any value works.
+        gossip: A preset's name or a :class:`GossipConfig`; ``"crossover"`` by default.
+        context: The rank's context if it is not the process's own; `init_sync` is False then.
+        **others: The other arguments of torch's DDP, refused unless they have torch's default.
+
+    Raises:
+        InvalidArgument: For an argument that is not supported, a parameter that cannot be
+            exchanged, or if the ranks differ.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        device_ids: object = None,
+        output_device: object = None,
+        dim: object = 0,
+        broadcast_buffers: bool | None = None,
+        init_sync: bool = True,
+        process_group: object = None,
+        bucket_cap_mb: object = None,
+        find_unused_parameters: bool = False,
+        check_reduction: object = False,
+        gradient_as_bucket_view: object = False,
+        static_graph: bool = False,
+        *,
+        gossip: str | GossipConfig | None = None,
+        context: Context | None = None,
+        **others: object,
+    ) -> None:
+        super().__init__()
+        _require_defaults(
+            device_ids=device_ids,
+            output_device=output_device,
+            dim=dim,
+            process_group=process_group,
+            bucket_cap_mb=bucket_cap_mb,
+            check_reduction=check_reduction,
+            gradient_as_bucket_view=gradient_as_bucket_view,
+            **others,
+        )
+        config = resolve(gossip)
+        parameters = trainable_parameters(module)
+        own = own_context() if context is None or init_sync else context
+        if context not in (None, own):
+            raise InvalidArgument("init_sync: expected False with a context of the caller's own")
+        self.module = module
+        self._hooks = attach(own, module, parameters, config, "backward")
+        if init_sync:
+            with_buffers = broadcast_buffers is not False
+            broadcast_parameters(module if with_buffers else module.named_parameters())
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        hooks = self._hooks
+        if hooks is not None and not hooks.awaits_in_forward:
+            hooks.forward_begins()
+        return self.module(*inputs, **kwargs)
+
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+        """Forwards inside, and their backwards, accumulate gradients without a round of their own.
+
+        As with torch's DDP the forward must be inside. In mode ``"backward"`` a step still ends
+        the round that the first forward has opened.
+        """
+        return contextlib.nullcontext() if self._hooks is None else self._hooks.no_sync()
+
+
+def _require_defaults(**arguments: object) -> None:
+    for name, value in arguments.items():
+        if name not in REFUSED:
+            raise TypeError(f"DistributedDataParallel: unexpected argument '{name}'")
+        default, reason = REFUSED[name]
+        if value is not default and value != default:
+            raise InvalidArgument(
+                f"{name}: expected {default!r}, got {value!r}: not supported yet; {reason}"
+            )

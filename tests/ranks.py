@@ -1,0 +1,125 @@
+"""Several ranks in one process: each on a thread of its own, joined by an in-process network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from crossover_comm import _C
+from crossover_comm.agreement import StoreGroup
+from crossover_comm.config import GossipConfig
+from crossover_comm.context import Context, Settings
+from crossover_comm.launch import Launch
+from crossover_comm.segments import cut, trainable_parameters
+from crossover_comm.topology import mixing_matrix, topology_from
+
+ResultT = TypeVar("ResultT")
+
+TIMEOUT_S = 60.0
+
+
+@contextmanager
+def joined_ranks(size: int) -> Iterator[list[Context]]:
+    """The contexts of `size` ranks that can reach each other."""
+    network = _C.LocalNetwork(size)
+    store = dist.HashStore()
+    contexts = [_context(network, store, rank, size) for rank in range(size)]
+    try:
+        yield contexts
+    finally:
+        for context in contexts:
+            context.engine.shutdown(1.0)
+
+
+def run_ranks(size: int, work: Callable[[Context], ResultT]) -> list[ResultT]:
+    """Runs `work` for every rank at once; the answers by rank, or the first rank's exception."""
+    with joined_ranks(size) as contexts:
+        return run_joined(contexts, work)
+
+
+def run_joined(contexts: Sequence[Context], work: Callable[[Context], ResultT]) -> list[ResultT]:
+    """As :func:`run_ranks`, on ranks that have met already."""
+    with ThreadPoolExecutor(len(contexts)) as pool:
+        futures = [pool.submit(work, context) for context in contexts]
+        return [future.result() for future in futures]
+
+
+def lone_rank() -> Context:
+    """The context of a job of one rank."""
+    return _context(_C.LocalNetwork(1), None, 0, 1)
+
+
+def _context(network: _C.LocalNetwork, store: dist.Store | None, rank: int, size: int) -> Context:
+    settings = Settings(
+        rank=rank,
+        size=size,
+        store=store,
+        timeout_s=TIMEOUT_S,
+        stall_timeout_s=TIMEOUT_S,
+        transport="auto",
+        interface=None,
+        check_finite=True,
+        event_capacity=0,
+    )
+    engine = _C.Engine(
+        rank=rank,
+        size=size,
+        pipes=network.take_pipes(rank),
+        timeout_s=TIMEOUT_S,
+        stall_timeout_s=TIMEOUT_S,
+        stall_warning_s=TIMEOUT_S,
+        raise_on_non_finite=True,
+        event_capacity=0,
+        incarnation=1,
+        warn=print,
+    )
+    group = StoreGroup(store, rank, size)
+    return Context(Launch(rank=rank, size=size), settings, group, engine, None)
+
+
+class DenseMixing:
+    """The reference: x <- W x over plain replicas, segment by segment, in double precision."""
+
+    def __init__(self, replicas: Sequence[nn.Module], config: GossipConfig) -> None:
+        self._segments = [
+            cut(replica, trainable_parameters(replica), config.segments) for replica in replicas
+        ]
+        self._schedule = topology_from(config.topology).schedule(
+            len(replicas), config.seed, len(self._segments[0])
+        )
+        self.rounds = 0
+
+    @torch.no_grad()
+    def mix(self) -> None:
+        """One round."""
+        for index, per_rank in enumerate(zip(*self._segments, strict=True)):
+            matrix = torch.from_numpy(mixing_matrix(self._schedule, self.rounds, index))
+            for tensors in zip(*(segment.parameters for segment in per_rank), strict=True):
+                stacked = torch.stack([t.detach().double() for t in tensors])
+                mixed = torch.einsum("ij,j...->i...", matrix, stacked)
+                for tensor, value in zip(tensors, mixed, strict=True):
+                    tensor.copy_(value)
+        self.rounds += 1
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the parameters and buffers by name, without a wrapper's prefix."""
+    return {
+        name.removeprefix("module."): value.detach().clone()
+        for name, value in model.state_dict().items()
+    }
+
+
+def assert_states_close(
+    given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], *, atol: float = 2e-6
+) -> None:
+    """Both have the same names and, to fp32 rounding, the same values."""
+    assert given.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(given[name], value, rtol=1e-5, atol=atol, msg=name)

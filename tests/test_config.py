@@ -1,0 +1,100 @@
+"""What a user may choose, and what is said about the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import pytest
+
+from crossover_comm.config import PRESETS, GossipConfig, resolve
+from crossover_comm.errors import InvalidArgument
+from crossover_comm.topology import Exponential
+
+
+def test_the_default_is_the_preset_crossover() -> None:
+    assert resolve(None) == resolve("crossover") == GossipConfig()
+
+
+def test_dpsgd_is_a_ring_mixed_in_the_order_of_its_paper() -> None:
+    config = resolve("dpsgd")
+    assert (config.topology, config.overlap) == ("ring", "backward")
+
+
+def test_a_configuration_resolves_to_itself() -> None:
+    config = GossipConfig(topology="ring", wire="bf16")
+    assert resolve(config) is config
+
+
+@pytest.mark.parametrize("gossip", ["gossip", 3, {"topology": "ring"}])
+def test_an_unknown_gossip_names_the_presets(gossip: Any) -> None:
+    message = (
+        "gossip: expected one of the presets 'crossover', 'dpsgd' or a GossipConfig, "
+        f"got {gossip!r}"
+    )
+    with pytest.raises(InvalidArgument, match=re.escape(message)):
+        resolve(gossip)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"overlap": "fused"},
+            "overlap: expected one of 'backward', 'forward', 'none', got 'fused'",
+        ),
+        ({"wire": "int8"}, "wire: expected one of 'fp32', 'bf16', got 'int8'"),
+        ({"segments": "layers"}, "segments: expected 'blocks' or a size in bytes >= 1"),
+        ({"segments": 0}, "segments: expected 'blocks' or a size in bytes >= 1, got 0"),
+        ({"segments": True}, "segments: expected 'blocks' or a size in bytes >= 1, got True"),
+        ({"seed": -1}, "seed: expected an integer in 0 .. 2**64 - 1, got -1"),
+        ({"seed": 2**64}, "seed: expected an integer in 0 .. 2**64 - 1"),
+        ({"seed": 1.0}, "seed: expected an integer in 0 .. 2**64 - 1, got 1.0"),
+        ({"topology": "star"}, "topology: expected a Topology or one of"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=re.escape(message)):
+        GossipConfig(**arguments)
+
+
+def test_a_mistake_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="wire"):
+        GossipConfig(wire="fp8")  # type: ignore[arg-type]
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        GossipConfig().seed = 1  # type: ignore[misc]
+
+
+def test_arguments_are_keywords() -> None:
+    with pytest.raises(TypeError):
+        GossipConfig("ring")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS.keys())
+def test_a_preset_is_described_in_json(config: GossipConfig) -> None:
+    described = config.describe()
+    assert json.loads(json.dumps(described)) == described
+
+
+def test_a_topology_object_is_described_like_its_name() -> None:
+    by_name = GossipConfig(topology="exponential")
+    assert GossipConfig(topology=Exponential()).describe() == by_name.describe()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        GossipConfig(topology="ring"),
+        GossipConfig(overlap="none"),
+        GossipConfig(wire="bf16"),
+        GossipConfig(segments=1024),
+        GossipConfig(seed=1),
+    ],
+)
+def test_every_choice_shows_in_the_description(other: GossipConfig) -> None:
+    assert other.describe() != GossipConfig().describe()
