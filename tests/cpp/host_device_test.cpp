@@ -89,7 +89,7 @@ Bytes pull(MessageSource& source, NextSize next_size) {
 
 PackSpec spec_of(const Tensors& tensors, Slice slice, Dtype wire,
                  NonFinitePolicy policy = NonFinitePolicy::kRaise) {
-  return {tensors.list(), slice, wire, policy, "segment 3 'layer4.2'"};
+  return {tensors.list(), slice, wire, policy, "segment 3 'layer4.2'", nullptr};
 }
 
 // --- source

@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "scalar_reference.h"
@@ -47,17 +47,19 @@ std::vector<double> varied_values(int64_t numel, uint32_t seed) {
 /// A copy at an address one past a multiple of 64.
 class Misaligned {
  public:
-  explicit Misaligned(const Bytes& bytes) : storage_(bytes.size() + 128), size_(bytes.size()) {
-    const auto address = reinterpret_cast<uintptr_t>(storage_.data());
-    offset_ = 64 - address % 64 + 1;
-    if (size_ > 0) std::memcpy(data(), bytes.data(), size_);
+  explicit Misaligned(const Bytes& bytes) : storage_(kPadding), num_bytes_(bytes.size()) {
+    storage_.reserve(kPadding + num_bytes_);
+    storage_.resize(65 - reinterpret_cast<uintptr_t>(storage_.data()) % 64);
+    offset_ = storage_.size();
+    storage_.insert(storage_.end(), bytes.begin(), bytes.end());
   }
   std::byte* data() { return storage_.data() + offset_; }
-  Bytes bytes() { return Bytes(data(), data() + size_); }
+  Bytes bytes() { return Bytes(data(), data() + num_bytes_); }
 
  private:
+  static constexpr size_t kPadding = 65;
   Bytes storage_;
-  size_t size_;
+  size_t num_bytes_;
   size_t offset_ = 0;
 };
 
@@ -136,18 +138,22 @@ TEST_P(EveryLevel, PackOfALargeTensorEqualsPackOfItsParts) {
   }
 }
 
-/// Every finite value of a 2-byte type, the midpoint above it, and that midpoint's neighbours.
+/// All 65536 elements of a 2-byte type, in the order of their bits.
+Bytes every_element() {
+  Bytes elements(size_t{65536} * 2);
+  for (size_t k = 0; k < 65536; ++k) reference::put(static_cast<uint16_t>(k), &elements[2 * k]);
+  return elements;
+}
+
+/// Every finite value of a 2-byte type, the midpoint beyond it, and that midpoint's neighbours.
 std::vector<double> values_and_ties(Dtype dtype) {
+  const std::vector<double> all = reference::decode_all(dtype, every_element());
   std::vector<double> values;
-  for (uint32_t bits = 0; bits < 65536; ++bits) {
-    const auto low = static_cast<uint16_t>(bits);
-    const auto high = static_cast<uint16_t>(bits + 1);
-    const double value = reference::decode(dtype, reinterpret_cast<const std::byte*>(&low));
-    const double next = reference::decode(dtype, reinterpret_cast<const std::byte*>(&high));
-    if (!std::isfinite(value)) continue;
-    const double above = std::isfinite(next) ? next : 2 * value;
-    const double tie = value + (above - value) / 2;
-    for (const double v : {value, tie, std::nextafter(tie, kInf), std::nextafter(tie, -kInf)}) {
+  for (size_t k = 0; k + 1 < all.size(); ++k) {
+    if (!std::isfinite(all[k])) continue;
+    const double beyond = std::isfinite(all[k + 1]) ? all[k + 1] : 2 * all[k];
+    const double tie = all[k] + (beyond - all[k]) / 2;
+    for (const double v : {all[k], tie, std::nextafter(tie, kInf), std::nextafter(tie, -kInf)}) {
       values.push_back(v);
     }
   }
@@ -167,8 +173,7 @@ TEST_P(EveryLevel, RoundsEveryTieOfTheTwoByteTypesToEvenFromFloat64AndFloat32) {
 
 TEST_P(EveryLevel, WidensEveryTwoByteValueExactly) {
   for (const Dtype from : {Dtype::kFloat16, Dtype::kBfloat16}) {
-    Bytes x(size_t{65536} * 2);
-    for (size_t k = 0; k < 65536; ++k) reference::put(static_cast<uint16_t>(k), &x[2 * k]);
+    const Bytes x = every_element();
     for (const Dtype to : {Dtype::kFloat32, Dtype::kFloat64}) {
       const Bytes wide = pack(from, to, x);
       EXPECT_TRUE(
