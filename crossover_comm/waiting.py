@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -90,6 +91,7 @@ class ForwardHook:
 
 _waiters: weakref.WeakValueDictionary[int, SegmentWaiter] = weakref.WeakValueDictionary()
 _keys = itertools.count()
+_defining = threading.Lock()
 
 
 def register_wait_hooks(
@@ -101,7 +103,8 @@ def register_wait_hooks(
         model: The model that `segments` were cut from.
         waiter: Told of each reading; held weakly.
     """
-    _define_op()
+    with _defining:  # a cached function may run twice at once
+        _define_op()
     key = next(_keys)
     _waiters[key] = waiter
     awaited: dict[str, list[tuple[int, tuple[nn.Parameter, ...]]]] = {}
@@ -117,8 +120,8 @@ def register_wait_hooks(
 
 
 @functools.cache
-def _define_op() -> None:
-    """Registers ``torch.ops.crossover_comm.await_segment``, once."""
+def _define_op() -> object:
+    """Registers ``torch.ops.crossover_comm.await_segment``, which lives as long as the answer."""
 
     def await_segment(
         tensors: list[torch.Tensor], key: int, index: int, grad_enabled: bool
@@ -127,7 +130,7 @@ def _define_op() -> None:
         if waiter is not None:
             waiter.await_segment(index, grad_enabled, tensors)
 
-    torch.library.custom_op(
+    return torch.library.custom_op(
         "crossover_comm::await_segment",
         await_segment,
         mutates_args=("tensors",),

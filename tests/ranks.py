@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -38,15 +38,21 @@ def joined_ranks(size: int) -> Iterator[list[Context]]:
 
 
 def run_ranks(size: int, work: Callable[[Context], ResultT]) -> list[ResultT]:
-    """Runs `work` for every rank at once; the answers by rank, or the first rank's exception."""
+    """Runs `work` for every rank at once; the answers by rank, or the first exception."""
     with joined_ranks(size) as contexts:
         return run_joined(contexts, work)
 
 
 def run_joined(contexts: Sequence[Context], work: Callable[[Context], ResultT]) -> list[ResultT]:
-    """As :func:`run_ranks`, on ranks that have met already."""
+    """As :func:`run_ranks`, on ranks that have met already. A rank that raises fails the others."""
     with ThreadPoolExecutor(len(contexts)) as pool:
         futures = [pool.submit(work, context) for context in contexts]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in done:
+            error = future.exception()
+            if error is not None:
+                contexts[futures.index(future)].engine.fail(f"the test raised {error!r}")
+                raise error
         return [future.result() for future in futures]
 
 
@@ -84,7 +90,10 @@ def _context(network: _C.LocalNetwork, store: dist.Store | None, rank: int, size
 
 
 class DenseMixing:
-    """The reference: x <- W x over plain replicas, segment by segment, in double precision."""
+    """The reference: x <- x + (W - I) Q(x) over plain replicas, segment by segment, in float64.
+
+    Q is the wire's cast; where it changes nothing this is x <- W x.
+    """
 
     def __init__(self, replicas: Sequence[nn.Module], config: GossipConfig) -> None:
         self._segments = [
@@ -93,6 +102,7 @@ class DenseMixing:
         self._schedule = topology_from(config.topology).schedule(
             len(replicas), config.seed, len(self._segments[0])
         )
+        self._wire = {"fp32": torch.float64, "bf16": torch.bfloat16}[config.wire]
         self.rounds = 0
 
     @torch.no_grad()
@@ -101,8 +111,9 @@ class DenseMixing:
         for index, per_rank in enumerate(zip(*self._segments, strict=True)):
             matrix = torch.from_numpy(mixing_matrix(self._schedule, self.rounds, index))
             for tensors in zip(*(segment.parameters for segment in per_rank), strict=True):
-                stacked = torch.stack([t.detach().double() for t in tensors])
-                mixed = torch.einsum("ij,j...->i...", matrix, stacked)
+                exact = torch.stack([t.detach().double() for t in tensors])
+                sent = exact.to(self._wire).double()
+                mixed = exact + torch.einsum("ij,j...->i...", matrix, sent) - sent
                 for tensor, value in zip(tensors, mixed, strict=True):
                     tensor.copy_(value)
         self.rounds += 1
