@@ -28,6 +28,7 @@ from crossover_comm.store import open_store, store_host
 __all__ = [
     "Context",
     "Settings",
+    "counters",
     "current_context",
     "init",
     "is_initialized",
@@ -242,6 +243,17 @@ def local_size() -> int:
     count = current_context().launch.local_size
     assert count is not None
     return count
+
+
+def counters() -> dict[str, int]:
+    """Bytes and messages that gossip has moved since init(), as this rank saw it.
+
+    Returns:
+        payload_sent_bytes, payload_received_bytes: Parameters alone. wire_sent_bytes,
+        wire_received_bytes: Headers and control frames included. messages_sent,
+        messages_received: One per segment and peer.
+    """
+    return current_context().engine.counters()
 
 
 def _seconds(name: str, value: float | timedelta) -> float:

@@ -1,0 +1,87 @@
+"""Data-parallel training by gossip: workers average parameters with a few peers, segment by segment.
+
+    import crossover_comm as cc
+
+    cc.init()
+    model = cc.DistributedDataParallel(model)
+
+``docs/design.md`` tells how it works.
+"""
+
+from crossover_comm._version import __version__
+from crossover_comm.collectives import (
+    allreduce,
+    allreduce_,
+    barrier,
+    broadcast_optimizer_state,
+    broadcast_parameters,
+)
+from crossover_comm.config import PRESETS, GossipConfig
+from crossover_comm.consensus import averaged, consensus_distance
+from crossover_comm.context import (
+    counters,
+    init,
+    is_initialized,
+    local_rank,
+    local_size,
+    rank,
+    shutdown,
+    size,
+)
+from crossover_comm.ddp import DistributedDataParallel
+from crossover_comm.errors import (
+    CrossoverError,
+    DeviceError,
+    InvalidArgument,
+    NonFiniteError,
+    ProgressTimeout,
+    TransportError,
+)
+from crossover_comm.hooks import synchronize
+from crossover_comm.optimizer import DistributedOptimizer
+from crossover_comm.topology import (
+    Complete,
+    Crossover,
+    CrossoverSequential,
+    Exponential,
+    Ring,
+    Table,
+    from_networkx,
+)
+
+__all__ = [
+    "PRESETS",
+    "Complete",
+    "Crossover",
+    "CrossoverError",
+    "CrossoverSequential",
+    "DeviceError",
+    "DistributedDataParallel",
+    "DistributedOptimizer",
+    "Exponential",
+    "GossipConfig",
+    "InvalidArgument",
+    "NonFiniteError",
+    "ProgressTimeout",
+    "Ring",
+    "Table",
+    "TransportError",
+    "__version__",
+    "allreduce",
+    "allreduce_",
+    "averaged",
+    "barrier",
+    "broadcast_optimizer_state",
+    "broadcast_parameters",
+    "consensus_distance",
+    "counters",
+    "from_networkx",
+    "init",
+    "is_initialized",
+    "local_rank",
+    "local_size",
+    "rank",
+    "shutdown",
+    "size",
+    "synchronize",
+]
