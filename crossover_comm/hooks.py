@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -69,6 +69,12 @@ class RoundHooks:
         _live.add(self)
         leave = context.add_synchronizer(_synchronizer(weakref.ref(self)))
         weakref.finalize(self, _release, handles, leave, self.gossip).atexit = False
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidArgument(
+            "a wrapper that gossips cannot be copied or pickled: copy or save its .module or "
+            "state_dict() and wrap the copy"
+        )
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
