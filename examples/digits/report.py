@@ -11,6 +11,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from launch import WorkerRecord
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 LABELS = {"crossover": "crossover", "ddp": "DDP"}
 COLORS = {"crossover": "tab:blue", "ddp": "tab:orange"}
@@ -76,5 +77,6 @@ def plot(runs: dict[str, list[WorkerRecord]], path: Path) -> None:
     for axes in (loss, accuracy, consensus):
         axes.legend()
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=120)
     plt.close(figure)
