@@ -19,7 +19,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from crossover_comm import _C
 from crossover_comm.agreement import StoreGroup
-from crossover_comm.errors import CrossoverError, InvalidArgument
+from crossover_comm.errors import CrossoverError, InvalidArgument, ProgressTimeout, TransportError
 from crossover_comm.gloo import GlooGroup
 from crossover_comm.launch import Launch, detect_launch, find_process_group
 from crossover_comm.rendezvous import MeetingPlan, meet
@@ -311,6 +311,8 @@ def _join(settings: Settings) -> Context:
         engine = _start_engine(launch, settings, meeting.pipes)
     except BaseException as error:
         group.announce_end(f"{type(error).__name__} in init: {error}")
+        if isinstance(error, ProgressTimeout):  # nobody has met yet: the ranks are not there
+            raise TransportError(str(error)) from error
         raise
     if launch.local_rank is None or launch.local_size is None:
         launch = replace(launch, local_rank=meeting.local_rank, local_size=meeting.local_size)

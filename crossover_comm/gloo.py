@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import os
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -39,6 +43,7 @@ class GlooGroup:
             self._group = gloo(store, rank, size, options)
         except RuntimeError as error:
             raise _failure("set-up", error) from error
+        os.register_at_fork(after_in_child=functools.partial(_abandon, weakref.ref(self)))
 
     def barrier(self, what: str) -> None:
         """Returns when all ranks have called it. `what` names the operation in messages."""
@@ -60,6 +65,13 @@ class GlooGroup:
             start().wait()
         except RuntimeError as error:
             raise _failure(what, error) from error
+
+
+def _abandon(reference: weakref.ref[GlooGroup]) -> None:
+    """In a forked child gloo must not be destroyed: it would wait for threads left behind."""
+    group = reference()
+    if group is not None:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group._group))
 
 
 def _failure(what: str, error: Exception) -> TransportError:

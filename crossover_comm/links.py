@@ -331,4 +331,4 @@ def _host_port(address: str, port: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
