@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -112,7 +113,7 @@ class Gossip:
         Args:
             index: The segment, in model order.
             tensors: Tensors to be mixed in place of the parameters, of the same values: the ones
-                that a compiled graph works on. Their versions are the graph's business.
+                that a compiled graph works on.
 
         Raises:
             InvalidArgument, CrossoverError: As for :meth:`close_round`.
@@ -120,14 +121,14 @@ class Gossip:
         if index not in self._open:
             return
         _refuse_capture()
-        self._require_untouched(index)
+        # A compiled graph counts its writes, this very mix, before it runs.
+        self._require_untouched(index, num_expected=0 if tensors is None else 1)
         if tensors is None:
             addresses = self._addresses[self._spans[index]]
         else:
             addresses = [t.data_ptr() for t in tensors]
         self.context.engine.wait_segment(self.plan, index, addresses)
-        if tensors is None:
-            _increment_versions(self.segments[index].parameters)
+        _increment_versions(tensors or self.segments[index].parameters)
         self._open.discard(index)
 
     def remove(self) -> None:
@@ -167,21 +168,23 @@ class Gossip:
         self._anchors = tuple(p.detach() for p in self.parameters)
         self._addresses = addresses
 
-    def _require_untouched(self, index: int) -> None:
+    def _require_untouched(self, index: int, num_expected: int = 0) -> None:
+        """Raises if a parameter was moved, or written more often than autograd may know of."""
         span = self._spans[index]
-        for i in range(span.start, span.stop):
-            p = self.parameters[i]
-            if p._version == self._versions[i] and p.data_ptr() == self._addresses[i]:
-                continue
-            what = "written" if p.data_ptr() == self._addresses[i] else "moved"
-            message = (
-                f"segment '{self.segments[index].name}', parameter '{self._names[i]}': {what} "
-                f"between post (round {self.context.engine.round(self.plan, index)}) and mix; call "
-                "crossover_comm.synchronize(model) before writing parameters (SAM, EMA swap, "
-                "clamping, load_state_dict)"
-            )
-            self.context.engine.fail(message)
-            raise InvalidArgument(message)
+        for i, p in enumerate(self.parameters[span], span.start):
+            is_moved = p.data_ptr() != self._addresses[i]
+            if is_moved or p._version - self._versions[i] > num_expected:
+                self._raise_touched(index, i, "moved" if is_moved else "written")
+
+    def _raise_touched(self, index: int, tensor: int, what: str) -> NoReturn:
+        message = (
+            f"segment '{self.segments[index].name}', parameter '{self._names[tensor]}': {what} "
+            f"between post (round {self.context.engine.round(self.plan, index)}) and mix; call "
+            "crossover_comm.synchronize(model) before writing parameters (SAM, EMA swap, "
+            "clamping, load_state_dict)"
+        )
+        self.context.engine.fail(message)
+        raise InvalidArgument(message)
 
 
 _Layout = tuple[torch.dtype, torch.device, tuple[int, ...], tuple[int, ...]]

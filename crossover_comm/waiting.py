@@ -121,18 +121,23 @@ def register_wait_hooks(
 
 @functools.cache
 def _define_op() -> object:
-    """Registers ``torch.ops.crossover_comm.await_segment``, which lives as long as the answer."""
+    """Registers ``torch.ops.crossover_comm.await_segment``, which lives as long as the answer.
 
-    def await_segment(
-        tensors: list[torch.Tensor], key: int, index: int, grad_enabled: bool
-    ) -> None:
-        waiter = _waiters.get(key)
-        if waiter is not None:
-            waiter.await_segment(index, grad_enabled, tensors)
-
-    return torch.library.custom_op(
-        "crossover_comm::await_segment",
-        await_segment,
-        mutates_args=("tensors",),
-        schema="(Tensor(a!)[] tensors, int key, int index, bool grad_enabled) -> ()",
+    Not by ``torch.library.custom_op``: that counts the tensors as written before it calls, so that
+    a write of the user's could no longer be told.
+    """
+    library = torch.library.Library("crossover_comm", "FRAGMENT")
+    library.define(
+        "await_segment(Tensor(a!)[] tensors, int key, int index, bool grad_enabled) -> ()"
     )
+    library.impl("await_segment", _await_segment, "CompositeExplicitAutograd")
+    torch.library.register_fake(
+        "crossover_comm::await_segment", lambda tensors, key, index, grad_enabled: None, lib=library
+    )
+    return library
+
+
+def _await_segment(tensors: list[torch.Tensor], key: int, index: int, grad_enabled: bool) -> None:
+    waiter = _waiters.get(key)
+    if waiter is not None:
+        waiter.await_segment(index, grad_enabled, tensors)
