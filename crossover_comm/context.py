@@ -286,19 +286,8 @@ def _join(settings: Settings) -> Context:
         store = open_store(launch, settings.timeout_s)
     prefix = f"crossover_comm/{launch.restart_count}/{next(_generations)}"
     group = StoreGroup(PrefixStore(prefix, store), launch.rank, launch.size)
-    plan = MeetingPlan(
-        transport=settings.transport,
-        interface=settings.interface,
-        master_addr=launch.master_addr or store_host(store),
-        configuration={
-            "timeout": settings.timeout_s,
-            "stall_timeout": settings.stall_timeout_s,
-            "check_finite": settings.check_finite,
-        },
-        timeout_s=settings.timeout_s,
-    )
     try:
-        meeting = meet(group, plan)
+        meeting = meet(group, _meeting_plan(launch, store, settings))
         gloo = GlooGroup(
             PrefixStore(f"{prefix}/gloo", store),
             launch.rank,
@@ -317,6 +306,20 @@ def _join(settings: Settings) -> Context:
     if launch.local_rank is None or launch.local_size is None:
         launch = replace(launch, local_rank=meeting.local_rank, local_size=meeting.local_size)
     return Context(launch, settings, group, engine, gloo)
+
+
+def _meeting_plan(launch: Launch, store: Store, settings: Settings) -> MeetingPlan:
+    return MeetingPlan(
+        transport=settings.transport,
+        interface=settings.interface,
+        master_addr=launch.master_addr or store_host(store),
+        configuration={
+            "timeout": settings.timeout_s,
+            "stall_timeout": settings.stall_timeout_s,
+            "check_finite": settings.check_finite,
+        },
+        timeout_s=settings.timeout_s,
+    )
 
 
 def _find_place(settings: Settings) -> tuple[Launch, Store | None]:
