@@ -59,6 +59,14 @@ class CudaEvent {
   bool is_done() { return runtime_.is_done(handle_); }
   /// Makes the calling thread wait. Not in a step.
   void wait() { runtime_.wait_for_event(handle_); }
+  /// wait() for destructors: a device that has failed does nothing any more.
+  void settle() noexcept {
+    try {
+      wait();
+    } catch (const std::exception&) {
+      return;
+    }
+  }
 
  private:
   CudaRuntime& runtime_;
