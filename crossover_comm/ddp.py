@@ -11,7 +11,7 @@ from crossover_comm.collectives import broadcast_parameters
 from crossover_comm.config import GossipConfig, resolve
 from crossover_comm.context import Context
 from crossover_comm.errors import InvalidArgument
-from crossover_comm.hooks import attach, own_context
+from crossover_comm.hooks import attach, joined_context, own_context
 from crossover_comm.segments import trainable_parameters
 
 __all__ = ["DistributedDataParallel"]
@@ -98,11 +98,10 @@ class DistributedDataParallel(nn.Module):
         )
         config = resolve(gossip)
         parameters = trainable_parameters(module)
-        own = own_context() if context is None or init_sync else context
-        if context not in (None, own):
+        if init_sync and context not in (None, joined_context()):
             raise InvalidArgument("init_sync: expected False with a context of the caller's own")
         self.module = module
-        self._hooks = attach(own, module, parameters, config, "backward")
+        self._hooks = attach(context or own_context(), module, parameters, config, "backward")
         if init_sync:
             with_buffers = broadcast_buffers is not False
             broadcast_parameters(module if with_buffers else module.named_parameters())

@@ -24,7 +24,7 @@ from crossover_comm.live import LiveObjects
 from crossover_comm.rounds import Action, Actions, BackwardRule, RoundRule, StepNesting, StepRule
 from crossover_comm.waiting import register_wait_hooks
 
-__all__ = ["RoundHooks", "attach", "own_context", "synchronize"]
+__all__ = ["RoundHooks", "attach", "joined_context", "own_context", "synchronize"]
 
 
 class RoundHooks:
@@ -183,6 +183,11 @@ def attach(
     if context.launch.size == 1:
         return None
     return RoundHooks(context, model, parameters, config, config.overlap or default_overlap)
+
+
+def joined_context() -> Context | None:
+    """The process's own context, if init() has been called."""
+    return current_context() if is_initialized() else None
 
 
 def own_context() -> Context:

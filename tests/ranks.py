@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import HashStore, Store
 
 from crossover_comm import _C
 from crossover_comm.agreement import StoreGroup
@@ -28,7 +28,7 @@ TIMEOUT_S = 60.0
 def joined_ranks(size: int) -> Iterator[list[Context]]:
     """The contexts of `size` ranks that can reach each other."""
     network = _C.LocalNetwork(size)
-    store = dist.HashStore()
+    store = HashStore()
     contexts = [_context(network, store, rank, size) for rank in range(size)]
     try:
         yield contexts
@@ -61,7 +61,7 @@ def lone_rank() -> Context:
     return _context(_C.LocalNetwork(1), None, 0, 1)
 
 
-def _context(network: _C.LocalNetwork, store: dist.Store | None, rank: int, size: int) -> Context:
+def _context(network: _C.LocalNetwork, store: Store | None, rank: int, size: int) -> Context:
     settings = Settings(
         rank=rank,
         size=size,

@@ -111,7 +111,7 @@ def test_a_write_between_post_and_a_compiled_forward_raises(backend: str) -> Non
         optimizer.step()
         all_posted.wait()
         with torch.no_grad():
-            model[0].weight.add_(1.0)
+            model.get_parameter("0.weight").add_(1.0)
         with pytest.raises(InvalidArgument, match=r"'0\.weight': written between post"):
             called(torch.ones(2, 4))
 

@@ -72,7 +72,7 @@ def test_a_configuration_cannot_be_changed() -> None:
 
 def test_arguments_are_keywords() -> None:
     with pytest.raises(TypeError):
-        GossipConfig("ring")  # type: ignore[misc]
+        GossipConfig("ring")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS.keys())

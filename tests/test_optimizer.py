@@ -159,7 +159,7 @@ class Lookahead(torch.optim.Optimizer):
         self.slow = [p.detach().clone() for g in inner.param_groups for p in g["params"]]
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         self.inner.step()
         for slow, p in zip(self.slow, self.param_groups[0]["params"], strict=True):
             p.lerp_(slow, 0.5)

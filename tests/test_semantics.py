@@ -57,11 +57,11 @@ def reference(
     make: MakeOptimizer,
 ) -> list[nn.Module]:
     """Plain training of all replicas, mixed by W where `overlap` says."""
-    replicas = copy.deepcopy(list(replicas))
-    optimizers = [make(model) for model in replicas]
-    mixing = DenseMixing(replicas, config)
+    plain = copy.deepcopy(list(replicas))
+    optimizers = [make(model) for model in plain]
+    mixing = DenseMixing(plain, config)
     for step in range(inputs[0].shape[0]):
-        for model, optimizer, x in zip(replicas, optimizers, inputs, strict=True):
+        for model, optimizer, x in zip(plain, optimizers, inputs, strict=True):
             optimizer.zero_grad()
             loss_of(model, x[step]).backward()
         if overlap == "backward":
@@ -70,7 +70,7 @@ def reference(
             optimizer.step()
         if overlap != "backward":
             mixing.mix()
-    return replicas
+    return plain
 
 
 def means_of(replicas: Sequence[nn.Module]) -> list[torch.Tensor]:
@@ -279,8 +279,8 @@ def test_two_optimizers_of_one_model_share_its_rounds(overlap: Overlap) -> None:
             init_sync=False,
         )
         optimizers = [
-            torch.optim.SGD(ddp.module[0].parameters(), lr=0.1),
-            torch.optim.AdamW(ddp.module[2].parameters(), lr=0.01),
+            torch.optim.SGD(ddp.module.get_submodule("0").parameters(), lr=0.1),
+            torch.optim.AdamW(ddp.module.get_submodule("2").parameters(), lr=0.01),
         ]
         for x in inputs[rank]:
             loss_of(ddp, x).backward()
