@@ -11,13 +11,6 @@ namespace {
 
 constexpr double kDestructorTimeout_s = 5.0;
 
-std::string seconds(double value_s) {
-  std::string text = std::to_string(value_s);
-  text.erase(text.find_last_not_of('0') + 1);
-  if (text.back() == '.') text.pop_back();
-  return text + " s";
-}
-
 }  // namespace
 
 Engine::Engine(const EngineConfig& config, std::unique_ptr<Transport> transport,
@@ -137,8 +130,7 @@ WaitStatus Engine::wait_segment(uint32_t plan, uint32_t segment, std::span<void*
   raise_failure(*state, segment);
   check_usable();
   if (shared.stage != Stage::kArrived) {
-    watch_stall(*state, segment);
-    raise_failure(*state, segment);
+    watch_stall(state, segment);
     return WaitStatus::kPending;
   }
   shared.stage = Stage::kMixing;
@@ -178,28 +170,19 @@ WaitStatus Engine::close_round(uint32_t plan, std::span<void* const> addresses, 
   return WaitStatus::kMixed;
 }
 
-void Engine::watch_stall(PlanState& plan, uint32_t segment) {
-  SegmentState& state = plan.segments[segment];
+void Engine::watch_stall(const std::shared_ptr<PlanState>& plan, uint32_t segment) {
+  SegmentState& state = plan->segments[segment];
   const double now_s = clock_.now_s();
   if (state.wait_began_s < 0) {
     state.wait_began_s = now_s;
-    state.next_warning_s = config_.stall_warning_s;
+    state.next_report_s = std::min(config_.stall_warning_s, config_.stall_timeout_s);
     return;
   }
   const double waited_s = now_s - state.wait_began_s;
-  const std::string who = plan.sources(segment, config_.rank);
-  if (waited_s >= config_.stall_timeout_s) {
-    set_failure({ErrorKind::kProgressTimeout,
-                 "rank " + std::to_string(config_.rank) + " waited " + seconds(waited_s) + " for " +
-                     who + ": alive, but its part was not posted (stall_timeout)",
-                 config_.rank,
-                 {}});
-  } else if (waited_s >= state.next_warning_s) {
-    state.next_warning_s *= 2;
-    warnings_.push_back(plan.place(segment, config_.rank) + ": has waited " + seconds(waited_s) +
-                        " for " + who + ", which lives but has not posted its part; error after " +
-                        seconds(config_.stall_timeout_s));
-  }
+  if (waited_s < state.next_report_s) return;
+  state.next_report_s = std::min(2 * state.next_report_s, config_.stall_timeout_s);
+  commands_.push_back({Command::Kind::kReportStall, plan, segment, state.round, waited_s});
+  poller_->wake();
 }
 
 void Engine::raise_failure(const PlanState& plan, uint32_t segment) const {

@@ -106,10 +106,11 @@ class Engine {
 
  private:
   struct Command {
-    enum class Kind { kAdd, kRemove, kPost, kPrepare } kind;
+    enum class Kind { kAdd, kRemove, kPost, kPrepare, kReportStall } kind;
     std::shared_ptr<PlanState> plan;
     uint32_t segment = 0;
     uint64_t round = 0;
+    double waited_s = 0.0;
   };
   struct Failure {
     ErrorKind kind;
@@ -123,6 +124,7 @@ class Engine {
   bool finished(double now_s);
   bool execute_commands();
   void execute(const Command& command);
+  void report_stall(const Command& command);
   bool handle_events();
   void publish_counters();
   void on_peer_left(const TransportEvent& event);
@@ -131,10 +133,10 @@ class Engine {
   void set_failure(Failure failure);
   void say_farewell_if_due();
 
-  std::shared_ptr<PlanState> usable_plan(uint32_t plan) const;        // mutex_ held
-  void check_usable() const;                                          // mutex_ held
-  void raise_failure(const PlanState& plan, uint32_t segment) const;  // mutex_ held
-  void watch_stall(PlanState& plan, uint32_t segment);
+  std::shared_ptr<PlanState> usable_plan(uint32_t plan) const;                 // mutex_ held
+  void check_usable() const;                                                   // mutex_ held
+  void raise_failure(const PlanState& plan, uint32_t segment) const;           // mutex_ held
+  void watch_stall(const std::shared_ptr<PlanState>& plan, uint32_t segment);  // mutex_ held
   void record(EventKind kind, const PlanState& plan, uint32_t segment);
   void record(EventKind kind, const SegmentExchange& exchange, const Operation& operation);
   void check_not_forked() const;

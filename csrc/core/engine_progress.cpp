@@ -134,7 +134,31 @@ void Engine::execute(const Command& command) {
       require_peers(*segment.exchange);
       break;
     }
+    case Command::Kind::kReportStall:
+      report_stall(command);
+      break;
   }
+}
+
+// Only the progress thread knows whom a segment still waits for: its sources, or a destination that
+// has not made room.
+void Engine::report_stall(const Command& command) {
+  PlanState& plan = *command.plan;
+  const SegmentState& state = plan.segments[command.segment];
+  const std::string waited = spell_seconds(command.waited_s) + " for " +
+                             spell_ranks(operations_.peers_of(*state.exchange)) +
+                             ": alive, but not yet in this round";
+  const std::lock_guard lock(mutex_);
+  if (state.stage != Stage::kPosted || state.round != command.round) return;
+  if (command.waited_s >= config_.stall_timeout_s) {
+    set_failure({ErrorKind::kProgressTimeout,
+                 "rank " + std::to_string(config_.rank) + " waited " + waited + " (stall_timeout)",
+                 config_.rank,
+                 {}});
+    return;
+  }
+  warnings_.push_back(plan.place(command.segment, config_.rank) + ": has waited " + waited +
+                      "; error after " + spell_seconds(config_.stall_timeout_s));
 }
 
 bool Engine::handle_events() {

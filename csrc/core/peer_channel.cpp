@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "core/clock.h"
 #include "core/error.h"
 
 namespace crossover {
@@ -309,8 +310,8 @@ bool PeerChannel::write_data(std::vector<TransportEvent>& events) {
 
 void PeerChannel::check_liveness(double now_s, std::vector<TransportEvent>& events) {
   if (now_s - last_heard_s_ > config_.timeout_s) {
-    lose("no sign of life for " + std::to_string(static_cast<int>(now_s - last_heard_s_)) +
-             " s (timeout " + std::to_string(config_.timeout_s) + " s)",
+    lose("no sign of life for " + spell_seconds(now_s - last_heard_s_) + " (timeout " +
+             spell_seconds(config_.timeout_s) + ")",
          events);
     return;
   }

@@ -1,5 +1,7 @@
 #include "core/plan_state.h"
 
+#include <algorithm>
+
 namespace crossover {
 namespace {
 
@@ -54,14 +56,15 @@ std::string PlanState::place(uint32_t segment, int rank) const {
   return text;
 }
 
-std::string PlanState::sources(uint32_t segment, int rank) const {
-  const RoundKey key{segments[segment].round, segment};
-  const Program program = schedule->program(key, plan.segment(segment).numel(), rank);
-  std::string text;
-  for (const Phase& phase : program.phases) {
-    text += (text.empty() ? "" : ", ") + peers(phase.receives);
+std::string spell_ranks(std::vector<int> ranks) {
+  std::sort(ranks.begin(), ranks.end());
+  ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    if (i > 0) text += i + 1 == ranks.size() ? " and " : ", ";
+    text += std::to_string(ranks[i]);
   }
-  return "rank " + text;
+  return text;
 }
 
 }  // namespace crossover

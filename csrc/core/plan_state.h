@@ -22,7 +22,7 @@ struct SegmentState {
   uint64_t round = 0;
   std::vector<void*> addresses;  // written while idle, read by the progress thread while posted
   double wait_began_s = -1.0;
-  double next_warning_s = 0.0;
+  double next_report_s = 0.0;
 
   // Progress thread; the training thread while kMixing.
   std::unique_ptr<SegmentExchange> exchange;
@@ -44,8 +44,9 @@ struct PlanState {
   uint32_t current_segment() const;
   /// "plan 1, round 118, segment 3 'fc' (send to 5, receive from 2)" for rank `rank`.
   std::string place(uint32_t segment, int rank) const;
-  /// Ranks that the segment's open round receives from, for messages: "rank 2", "ranks 2, 3".
-  std::string sources(uint32_t segment, int rank) const;
 };
+
+/// "rank 2", "ranks 2 and 3": each once, in ascending order.
+std::string spell_ranks(std::vector<int> ranks);
 
 }  // namespace crossover

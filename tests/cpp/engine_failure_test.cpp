@@ -100,7 +100,10 @@ TEST(EngineFailure, ALongWaitWarnsThenFailsNamingThePeer) {
   std::vector<Replica> replicas = zeros(plan, 2);
   const uint32_t id = world.add_plan(plan, std::shared_ptr(crossover_schedule(2, 1)));
   world.engines[0]->open_round(id, replicas[0].addresses);
-  const auto wait = [&] { return world.engines[0]->close_round(id, replicas[0].addresses, 0); };
+  const auto wait = [&] {
+    world.engines[0]->close_round(id, replicas[0].addresses, 0);
+    world.turn();
+  };
   const auto live = [&](double seconds) {
     for (double at = 0; at < seconds; at += 1.0) {
       world.clock.advance(1.0);
@@ -117,12 +120,39 @@ TEST(EngineFailure, ALongWaitWarnsThenFailsNamingThePeer) {
   const std::vector<std::string> warnings = world.engines[0]->take_warnings();
   ASSERT_EQ(warnings.size(), 1u);
   expect_contains(warnings[0], "round 0, segment 0 'fc'");
-  expect_contains(warnings[0], "rank 1, which lives but has not posted");
+  expect_contains(warnings[0], "for rank 1: alive, but not yet in this round; error after 300 s");
   live(30);
   wait();
   EXPECT_TRUE(world.engines[0]->take_warnings().empty()) << "one warning, not one per wait";
   live(220);
+  wait();
   expect_contains(message_of<ProgressTimeout>(wait), "for rank 1: alive, but");
+}
+
+TEST(EngineFailure, AWarningNamesADestinationThatHasNotMadeRoom) {
+  EngineWorld world(Medium::kLocal, 2, {.stall_timeout_s = 300, .stall_warning_s = 60});
+  const SegmentPlan plan = one_segment();
+  std::vector<Replica> replicas = zeros(plan, 2);
+  const std::vector<PeerRow> only_0_to_1 = {{}, {{0, 0.5}}};
+  const uint32_t id = world.add_plan(
+      plan, std::shared_ptr(table_schedule({only_0_to_1}, Stochasticity::kRow, false)));
+  const auto close_on_0 = [&] {
+    const WaitStatus status = world.engines[0]->close_round(id, replicas[0].addresses, 0);
+    world.turn();
+    return status;
+  };
+  for (int round = 0; round < 2; ++round) {
+    world.engines[0]->open_round(id, replicas[0].addresses);
+    world.turn();
+    world.turn();
+    EXPECT_EQ(close_on_0(), round == 0 ? WaitStatus::kMixed : WaitStatus::kPending);
+  }
+  world.clock.advance(61);
+  close_on_0();
+  const std::vector<std::string> warnings = world.engines[0]->take_warnings();
+  ASSERT_EQ(warnings.size(), 1u);
+  expect_contains(warnings[0], "round 1, segment 0 'fc' (send to 1, receive from nobody)");
+  expect_contains(warnings[0], "has waited 61 s for rank 1: alive");
 }
 
 TEST(EngineFailure, ARankThatLeavesInOrderIsOnlyAnErrorIfItIsNeeded) {
