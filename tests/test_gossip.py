@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator
 
@@ -71,9 +72,10 @@ def test_a_mix_between_forward_and_backward_is_an_error_of_autograd() -> None:
 
 
 def test_segments_awaited_one_by_one_and_the_rest_together_are_each_mixed_once() -> None:
+    start = mlp(4, 8, 3)
+
     def work(context: Context) -> dict[str, torch.Tensor]:
-        torch.manual_seed(0)
-        model = mlp(4, 8, 3)
+        model = copy.deepcopy(start)
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(context.launch.rank)
@@ -89,8 +91,7 @@ def test_segments_awaited_one_by_one_and_the_rest_together_are_each_mixed_once()
         return state_of(model)
 
     first, second = run_ranks(2, work)
-    torch.manual_seed(0)
-    middle = {name: value + 0.5 for name, value in state_of(mlp(4, 8, 3)).items()}
+    middle = {name: value + 0.5 for name, value in state_of(start).items()}
     assert_states_close(first, middle)
     assert_states_close(second, middle)
 
@@ -102,9 +103,9 @@ def test_tensors_in_place_of_the_parameters_are_the_ones_mixed() -> None:
             model.weight.fill_(float(context.launch.rank))
         gossip = bound(context, model)
         gossip.open_round()
-        copy = model.weight.detach().clone()
-        gossip.wait_segment(0, [copy])
-        assert copy.eq(0.5).all()
+        other = model.weight.detach().clone()
+        gossip.wait_segment(0, [other])
+        assert other.eq(0.5).all()
         assert model.weight.eq(context.launch.rank).all()
 
     run_ranks(2, work)
