@@ -103,8 +103,7 @@ class Gossip:
         for index in self._open:
             self._require_untouched(index)
         self.context.engine.close_round(self.plan, self._addresses)
-        for index in self._open:
-            _increment_versions(self.segments[index].parameters)
+        _increment_versions([p for index in self._open for p in self.segments[index].parameters])
         self._open.clear()
 
     def wait_segment(self, index: int, tensors: Sequence[torch.Tensor] | None = None) -> None:
@@ -171,7 +170,12 @@ class Gossip:
     def _require_untouched(self, index: int, num_expected: int = 0) -> None:
         """Raises if a parameter was moved, or written more often than autograd may know of."""
         span = self._spans[index]
-        for i, p in enumerate(self.parameters[span], span.start):
+        parameters = self.segments[index].parameters
+        if [p._version for p in parameters] == self._versions[span] and [
+            p.data_ptr() for p in parameters
+        ] == self._addresses[span]:
+            return
+        for i, p in enumerate(parameters, span.start):
             is_moved = p.data_ptr() != self._addresses[i]
             if is_moved or p._version - self._versions[i] > num_expected:
                 self._raise_touched(index, i, "moved" if is_moved else "written")
