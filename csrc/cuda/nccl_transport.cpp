@@ -63,7 +63,10 @@ NcclTransport::NcclTransport(NcclTransportConfig config, std::shared_ptr<const N
       contact_buffer_(
           device.allocate(2 * kContactBytes * std::max<size_t>(1, config_.warm_peers.size()))) {}
 
-NcclTransport::~NcclTransport() = default;
+NcclTransport::~NcclTransport() {
+  // Kernels of a contact that never came may still use it, and to free it would wait for them.
+  (void)contact_buffer_.release();
+}
 
 void NcclTransport::receive(int peer, const MessageTag& tag, MessageSink& sink, uint64_t token) {
   queue_.add({tag, peer, nullptr, &sink, token, false});
@@ -248,7 +251,10 @@ void NcclTransport::finish_launch(std::vector<TransportEvent>* events) {
 bool NcclTransport::retire_groups() {
   bool moved = false;
   while (!in_flight_.empty() && events_->done(in_flight_.front().mark)) {
-    if (in_flight_.front().transfers.empty()) counters_.first_contact_s = now_s_ - began_s_;
+    if (in_flight_.front().transfers.empty()) {
+      counters_.first_contact_s = now_s_ - began_s_;
+      contact_buffer_.reset();
+    }
     in_flight_.pop_front();
     moved = true;
   }
