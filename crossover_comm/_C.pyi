@@ -103,12 +103,16 @@ class Engine:
     ) -> None:
         """Takes the pipes and starts the progress thread."""
     def add_plan(self, plan: SegmentPlan, schedule: Schedule, first_round: int) -> int: ...
-    def remove_plan(self, plan: int) -> None: ...
-    def open_round(self, plan: int, addresses: Sequence[int]) -> None:
-        """Posts every segment; addresses of all tensors in plan order."""
-    def close_round(self, plan: int, addresses: Sequence[int]) -> None:
-        """Waits for every open segment in issue order and mixes it."""
-    def wait_segment(self, plan: int, segment: int, addresses: Sequence[int]) -> None:
+    def remove_plan(self, plan: int) -> None:
+        """Drops a plan, open or not. When it returns nothing reads its tensors any more."""
+    def open_round(self, plan: int, addresses: Sequence[int], stream: int = 0) -> None:
+        """Posts every segment; addresses of all tensors in plan order. `stream`: the CUDA stream
+        that wrote them last; no meaning on the CPU."""
+    def close_round(self, plan: int, addresses: Sequence[int], stream: int = 0) -> None:
+        """Waits for every open segment in issue order and mixes it, on `stream` on a GPU."""
+    def wait_segment(
+        self, plan: int, segment: int, addresses: Sequence[int], stream: int = 0
+    ) -> None:
         """Waits for one segment, if open, and mixes it; addresses of its tensors alone."""
     def round(self, plan: int, segment: int) -> int:
         """The open round of the segment, or the next one."""
@@ -126,3 +130,21 @@ class Engine:
 
 def pack(addresses: Sequence[int], numels: Sequence[int], dtype: str, wire: str) -> bytes:
     """Q(x) of host tensors, as a peer would receive it."""
+
+class Nccl:
+    """A loaded libnccl; stays in the process."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def source(self) -> str:
+        """How it was found: "CROSSOVER_NCCL_SO", "in the process already", ..."""
+    @property
+    def version(self) -> str:
+        """For example "2.28.9"."""
+    def unique_id(self) -> bytes:
+        """A fresh id of 128 bytes; one rank makes it, all ranks of a communicator use it."""
+
+def load_nccl(override_path: str, wheel_path: str) -> Nccl:
+    """The NCCL that is to be used; "" for a path that is not there. TransportError says where was
+    looked, or why the one found cannot be used."""

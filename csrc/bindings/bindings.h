@@ -19,5 +19,6 @@ void bind_errors();
 void bind_schedules(pybind11::module_& m);
 void bind_pipes(pybind11::module_& m);
 void bind_engine(pybind11::module_& m);
+void bind_nccl(pybind11::module_& m);
 
 }  // namespace crossover

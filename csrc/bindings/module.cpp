@@ -45,4 +45,5 @@ PYBIND11_MODULE(_C, m) {
   crossover::bind_schedules(m);
   crossover::bind_pipes(m);
   crossover::bind_engine(m);
+  crossover::bind_nccl(m);
 }

@@ -68,7 +68,7 @@ NcclLibrary::NcclLibrary(void* handle, std::string source)
 #undef CROSSOVER_RESOLVE
 }
 
-std::shared_ptr<const NcclLibrary> NcclLibrary::load(const NcclSearch& search) {
+std::shared_ptr<NcclLibrary> NcclLibrary::load(const NcclSearch& search) {
   std::string tried;
   const auto attempt = [&tried](const std::string& path, int flags, const std::string& source) {
     void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | flags);
@@ -76,7 +76,7 @@ std::shared_ptr<const NcclLibrary> NcclLibrary::load(const NcclSearch& search) {
       const bool absent = (flags & RTLD_NOLOAD) != 0;
       tried += "\n  " + source + ": " + (absent ? "none" : loader_error());
     }
-    return handle ? std::shared_ptr<const NcclLibrary>(new NcclLibrary(handle, source)) : nullptr;
+    return handle ? std::shared_ptr<NcclLibrary>(new NcclLibrary(handle, source)) : nullptr;
   };
   if (!search.override_path.empty()) {
     if (auto found = attempt(search.override_path, 0, "CROSSOVER_NCCL_SO")) return found;

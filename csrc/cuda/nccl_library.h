@@ -35,7 +35,7 @@ class NcclLibrary {
   /// Takes the first library that is there. TransportError if there is none (each place and why
   /// not), if the one found is older than kMinVersion, or lacks a symbol (which). A library that is
   /// there and unusable ends the search: a second NCCL in one process is worse than none.
-  static std::shared_ptr<const NcclLibrary> load(const NcclSearch& search);
+  static std::shared_ptr<NcclLibrary> load(const NcclSearch& search);
 
   const NcclOrigin& origin() const { return origin_; }
   const nccl::Functions& functions() const { return functions_; }
