@@ -1,0 +1,176 @@
+"""Trainings that many processes run one after the other, and what each must come to.
+
+Every rank starts from parameters of its own and trains on data of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx
+import torch
+from models import mlp
+from ranks import DenseMixing, state_of
+from torch import nn
+
+import crossover_comm as cc
+from crossover_comm.config import Overlap, SegmentRule, Wire
+from crossover_comm.topology import Topology
+
+__all__ = [
+    "OVERLAPS",
+    "PERMUTATIONS",
+    "Case",
+    "cases_of",
+    "dense_states",
+    "joined",
+    "load_runs",
+    "run_case",
+    "run_cases",
+]
+
+OVERLAPS: tuple[Overlap, ...] = ("none", "forward", "backward")
+WIRES: tuple[Wire, ...] = ("fp32", "bf16")
+PERMUTATIONS = ("crossover", "crossover-sequential", "exponential", "table")
+"""Schedules in which every rank sends to one peer and receives from one, with weight 1/2."""
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training.
+
+    Attributes:
+        schedule: For the name; see `config.topology`.
+        config: Overlap included.
+        optimizer: "sgd" (with momentum and weight decay) or "adamw".
+        widths: Of the MLP.
+        num_steps: One batch each, one round each.
+    """
+
+    schedule: str
+    config: cc.GossipConfig
+    optimizer: str = "sgd"
+    widths: tuple[int, ...] = (5, 8, 7, 3)
+    num_steps: int = 12
+
+    @property
+    def name(self) -> str:
+        config = self.config
+        parts = (self.schedule, config.overlap, config.wire, config.segments, self.optimizer)
+        return "-".join(map(str, parts))
+
+    @property
+    def is_permutation(self) -> bool:
+        return self.schedule in PERMUTATIONS
+
+    def replicas(self, size: int) -> list[nn.Module]:
+        """One model per rank, all different."""
+        torch.manual_seed(size)
+        return [mlp(*self.widths) for _ in range(size)]
+
+    def batches(self, rank: int) -> torch.Tensor:
+        """The rank's own data, one batch per step."""
+        generator = torch.Generator().manual_seed(100 + rank)
+        centre = 1.0 if rank % 2 == 0 else -1.0
+        return centre + torch.randn(self.num_steps, 6, self.widths[0], generator=generator)
+
+    def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+        return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+
+
+def cases_of(size: int) -> list[Case]:
+    """Every schedule in every mode over every wire; each segment rule and optimizer in each."""
+    varied: Iterator[tuple[SegmentRule, str]] = itertools.cycle(
+        itertools.product(("blocks", 100), ("sgd", "adamw"))
+    )
+    cases = []
+    for wire, (schedule, topology) in itertools.product(WIRES, _topologies(size).items()):
+        for overlap in OVERLAPS:
+            segments, optimizer = next(varied)
+            config = cc.GossipConfig(
+                topology=topology, overlap=overlap, wire=wire, segments=segments, seed=size
+            )
+            cases.append(Case(schedule, config, optimizer))
+    return cases
+
+
+def _topologies(size: int) -> dict[str, str | Topology]:
+    named = ("crossover", "crossover-sequential", "exponential", "ring", "complete")
+    shifts = [shift for shift in (1, size - 1) if shift > 0]
+    shifted = [[[((r + shift) % size, 0.5)] for r in range(size)] for shift in shifts]
+    return {
+        **dict(zip(named, named, strict=True)),
+        "table": cc.Table(tables=shifted, rotate_by_segment=True),
+        "graph": cc.from_networkx(networkx.star_graph(size - 1)),
+    }
+
+
+@functools.cache
+def dense_states(case: Case, size: int) -> list[State]:
+    """The parameters by rank after plain training of all replicas, mixed by a dense matrix."""
+    replicas = case.replicas(size)
+    optimizers = [case.optimizer_of(model) for model in replicas]
+    batches = [case.batches(rank) for rank in range(size)]
+    mixing = DenseMixing(replicas, case.config)
+    for step in range(case.num_steps):
+        for model, optimizer, own in zip(replicas, optimizers, batches, strict=True):
+            optimizer.zero_grad()
+            _loss(model, own[step]).backward()
+        if case.config.overlap == "backward":
+            mixing.mix()
+        for optimizer in optimizers:
+            optimizer.step()
+        if case.config.overlap != "backward":
+            mixing.mix()
+    return [state_of(model) for model in replicas]
+
+
+def run_cases(folder: str, transport: str) -> None:
+    """A worker: runs every case and leaves `load_runs`' answer for this rank in `folder`."""
+    with joined(transport):
+        runs = {case.name: run_case(case) for case in cases_of(cc.size())}
+        torch.save(runs, Path(folder) / f"rank{cc.rank()}.pt")
+
+
+def run_case(case: Case) -> dict[str, Any]:
+    """Trains by gossip: the final "state", and what the "counters" have counted."""
+    replica = case.replicas(cc.size())[cc.rank()]
+    before = cc.counters()
+    ddp = cc.DistributedDataParallel(replica, gossip=case.config, init_sync=False)
+    optimizer = case.optimizer_of(ddp)
+    for x in case.batches(cc.rank()):
+        optimizer.zero_grad()
+        _loss(ddp, x).backward()
+        optimizer.step()
+    cc.synchronize(ddp)
+    counters = {name: value - before[name] for name, value in cc.counters().items()}
+    return {"state": copy.deepcopy(state_of(replica)), "counters": counters}
+
+
+def load_runs(folder: Path, size: int) -> list[dict[str, dict[str, Any]]]:
+    """By rank, what run_case returned for each case by name."""
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+@contextlib.contextmanager
+def joined(transport: str) -> Iterator[None]:
+    cc.init(transport=transport, timeout=60.0)
+    try:
+        yield
+    finally:
+        cc.shutdown()
+
+
+def _loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor((model(x) - x[:, :1]).square().mean())
