@@ -40,7 +40,7 @@ class Pipe {
   /// Half-close: no more commits; the peer sees the end of the stream after the last byte.
   virtual void finish_writing() = 0;
 
-  /// Brings what has arrived into the read window. True if it grew. ended() may change even if not.
+  /// Brings what has arrived into the read window. True if it grew, or if ended() has become true.
   virtual bool fill() = 0;
   /// All arrived and unreleased bytes. At least min_capacity() bytes can be there at once. Stays
   /// valid until release(); fill() may make the next one longer, never move it.

@@ -242,7 +242,7 @@ bool LocalPipe::fill() {
                   : peer_.killed ? peer_name_ + " was killed"
                                  : "connection closed";
   }
-  return waiting > 0;
+  return waiting > 0 || ended_;
 }
 
 void LocalPipe::release(size_t num_bytes) {

@@ -156,7 +156,7 @@ bool SharedMemoryPipe::fill() {
   if (written - arrived_bytes_ > in_ring_.num_bytes() - (arrived_bytes_ - released_bytes_)) {
     lose_corrupt_peer("written", written);
     ended_ = true;
-    return false;
+    return true;
   }
   const bool grew = written != arrived_bytes_;
   arrived_bytes_ = written;
@@ -164,7 +164,7 @@ bool SharedMemoryPipe::fill() {
   if (!grew && ++vain_fills_ % kVainFillsPerLook == 0 && process_.has_ended()) {
     lose_peer(process_.name() + " ended");
   }
-  return grew;
+  return grew || ended_;
 }
 
 void SharedMemoryPipe::look_at_state() {

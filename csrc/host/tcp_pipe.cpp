@@ -135,6 +135,7 @@ void TcpPipe::finish_writing() {
 }
 
 bool TcpPipe::fill() {
+  if (ended_) return false;
   bool grew = false;
   while (!ended_ && incoming_.room_bytes() > 0) {
     const std::span<std::byte> room = incoming_.room();
@@ -153,7 +154,7 @@ bool TcpPipe::fill() {
       break;
     }
   }
-  return grew;
+  return grew || ended_;
 }
 
 void TcpPipe::end(std::string reason) {

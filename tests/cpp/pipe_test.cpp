@@ -159,6 +159,17 @@ TEST_P(PipeTest, TheStreamEndsAfterItsLastByte) {
   EXPECT_FALSE(b_.fill());
 }
 
+TEST_P(PipeTest, TheFillThatFindsTheEndReturnsTrueAndLaterOnesDoNot) {
+  a_.finish_writing();
+  bool found = false;
+  while (!b_.ended()) {
+    sleep_on(b_, *poller_);
+    found = b_.fill();
+  }
+  EXPECT_TRUE(found);
+  EXPECT_FALSE(b_.fill());
+}
+
 TEST_P(PipeTest, BytesCommittedBeforeFinishWritingArriveThoughThePipeIsFull) {
   write_until_full();
   a_.finish_writing();
@@ -196,7 +207,7 @@ TEST_P(PipeTest, AWriterWhosePeerIsGoneIsDrainedAndHasNoRoom) {
   pair_.b.reset();
   while (!a_.ended()) {
     a_.flush();
-    if (!a_.fill() && !a_.ended()) sleep_on(a_, *poller_);
+    if (!a_.fill()) sleep_on(a_, *poller_);
   }
   a_.flush();
   EXPECT_TRUE(a_.drained());
