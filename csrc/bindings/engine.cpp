@@ -193,26 +193,28 @@ void bind_engine(py::module_& m) {
           "plan"_a)
       .def(
           "open_round",
-          [](PythonEngine& self, uint32_t plan, const Addresses& addresses) {
-            self.engine().open_round(plan, pointers(addresses));
+          [](PythonEngine& self, uint32_t plan, const Addresses& addresses, StreamHandle stream) {
+            self.engine().open_round(plan, pointers(addresses), stream);
           },
-          "plan"_a, "addresses"_a)
+          "plan"_a, "addresses"_a, "stream"_a = 0)
       .def(
           "close_round",
-          [](PythonEngine& self, uint32_t plan, const Addresses& addresses) {
+          [](PythonEngine& self, uint32_t plan, const Addresses& addresses, StreamHandle stream) {
             const std::vector<void*> converted = pointers(addresses);
-            self.block([&] { return self.engine().close_round(plan, converted, kSignalCheck_s); });
+            self.block(
+                [&] { return self.engine().close_round(plan, converted, kSignalCheck_s, stream); });
           },
-          "plan"_a, "addresses"_a)
+          "plan"_a, "addresses"_a, "stream"_a = 0)
       .def(
           "wait_segment",
-          [](PythonEngine& self, uint32_t plan, uint32_t segment, const Addresses& addresses) {
+          [](PythonEngine& self, uint32_t plan, uint32_t segment, const Addresses& addresses,
+             StreamHandle stream) {
             const std::vector<void*> converted = pointers(addresses);
             self.block([&] {
-              return self.engine().wait_segment(plan, segment, converted, kSignalCheck_s);
+              return self.engine().wait_segment(plan, segment, converted, kSignalCheck_s, stream);
             });
           },
-          "plan"_a, "segment"_a, "addresses"_a)
+          "plan"_a, "segment"_a, "addresses"_a, "stream"_a = 0)
       .def(
           "round",
           [](PythonEngine& self, uint32_t plan, uint32_t segment) {

@@ -67,10 +67,13 @@ uint32_t Engine::add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> sche
 
 void Engine::remove_plan(uint32_t plan) {
   check_not_forked();
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   if (plan >= plans_.size() || !plans_[plan] || over_) return;
-  commands_.push_back({Command::Kind::kRemove, std::exchange(plans_[plan], nullptr)});
+  const std::shared_ptr<PlanState> state = std::exchange(plans_[plan], nullptr);
+  commands_.push_back({Command::Kind::kRemove, state});
   poller_->wake();
+  if (!thread_) return;
+  changed_.wait(lock, [&] { return state->removed || progress_ended_; });
 }
 
 void Engine::check_usable() const {
@@ -85,7 +88,7 @@ std::shared_ptr<PlanState> Engine::usable_plan(uint32_t plan) const {
   return plans_[plan];
 }
 
-void Engine::open_round(uint32_t plan, std::span<void* const> addresses) {
+void Engine::open_round(uint32_t plan, std::span<void* const> addresses, StreamHandle stream) {
   check_not_forked();
   const std::lock_guard lock(mutex_);
   const std::shared_ptr<PlanState> state = usable_plan(plan);
@@ -98,11 +101,13 @@ void Engine::open_round(uint32_t plan, std::span<void* const> addresses) {
   if (state->is_open()) {
     throw InvalidArgument("open_round: plan " + std::to_string(plan) + " has an open round");
   }
+  const std::shared_ptr<Fence> posted = state->device->fence(stream);
   for (const uint32_t index : state->plan.issue_order()) {
     SegmentState& segment = state->segments[index];
     const auto own = addresses.subspan(state->plan.first_tensor(index),
                                        state->plan.segment(index).numels.size());
     segment.addresses.assign(own.begin(), own.end());
+    segment.posted = posted;
     segment.stage = Stage::kPosted;
     segment.wait_began_s = -1.0;
     commands_.push_back({Command::Kind::kPost, state, index, segment.round});
@@ -112,7 +117,7 @@ void Engine::open_round(uint32_t plan, std::span<void* const> addresses) {
 }
 
 WaitStatus Engine::wait_segment(uint32_t plan, uint32_t segment, std::span<void* const> addresses,
-                                double slice_s) {
+                                double slice_s, StreamHandle stream) {
   check_not_forked();
   std::unique_lock lock(mutex_);
   const std::shared_ptr<PlanState> state = usable_plan(plan);
@@ -136,7 +141,7 @@ WaitStatus Engine::wait_segment(uint32_t plan, uint32_t segment, std::span<void*
   shared.stage = Stage::kMixing;
   lock.unlock();
   record(EventKind::kMixBegun, *state, segment);
-  shared.exchange->mix_into(addresses);
+  shared.exchange->mix_into(addresses, stream);
   record(EventKind::kMixed, *state, segment);
   lock.lock();
   shared.stage = Stage::kIdle;
@@ -147,7 +152,8 @@ WaitStatus Engine::wait_segment(uint32_t plan, uint32_t segment, std::span<void*
   return WaitStatus::kMixed;
 }
 
-WaitStatus Engine::close_round(uint32_t plan, std::span<void* const> addresses, double slice_s) {
+WaitStatus Engine::close_round(uint32_t plan, std::span<void* const> addresses, double slice_s,
+                               StreamHandle stream) {
   check_not_forked();
   std::shared_ptr<PlanState> state;
   {
@@ -163,7 +169,7 @@ WaitStatus Engine::close_round(uint32_t plan, std::span<void* const> addresses, 
   for (const uint32_t index : state->plan.issue_order()) {
     const auto own = addresses.subspan(state->plan.first_tensor(index),
                                        state->plan.segment(index).numels.size());
-    if (wait_segment(plan, index, own, slice_s) == WaitStatus::kPending) {
+    if (wait_segment(plan, index, own, slice_s, stream) == WaitStatus::kPending) {
       return WaitStatus::kPending;
     }
   }
@@ -247,6 +253,7 @@ void Engine::shutdown(double timeout_s) {
   if (over_) return;
   over_ = true;
   counters_ = transport_->counters();
+  for (const auto& device : devices_) device->set_waker(nullptr);
   transport_.reset();
 }
 

@@ -64,21 +64,24 @@ class Engine {
   uint32_t add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> schedule,
                     std::shared_ptr<Device> device, uint64_t first_round);
 
-  /// Drops a plan, open or not; what peers still send for it is discarded.
+  /// Drops a plan, open or not; what peers still send for it is discarded. When it returns nothing
+  /// reads the plan's tensors any more (without a progress thread: after its next turn).
   void remove_plan(uint32_t plan);
 
   /// Posts every segment. `addresses`: of all tensors of the plan in model order; the memory stays
-  /// valid and unwritten until the segment's wait returns. InvalidArgument if a round is open.
-  void open_round(uint32_t plan, std::span<void* const> addresses);
+  /// valid and unwritten until the segment's wait returns. `stream`: the one that wrote them last,
+  /// if the device has streams. InvalidArgument if a round is open.
+  void open_round(uint32_t plan, std::span<void* const> addresses, StreamHandle stream = 0);
 
   /// Waits up to `slice_s` for one segment, then mixes it into `addresses` (the tensors of this
-  /// segment) on the calling thread. kPending: not there yet, call again. kMixed at once if the
-  /// segment is not open.
+  /// segment) on the calling thread; a device with streams does so on `stream`, the one that uses
+  /// them next. kPending: not there yet, call again. kMixed at once if the segment is not open.
   WaitStatus wait_segment(uint32_t plan, uint32_t segment, std::span<void* const> addresses,
-                          double slice_s);
+                          double slice_s, StreamHandle stream = 0);
 
   /// wait_segment for every open segment in issue order, at most `slice_s` of waiting for each.
-  WaitStatus close_round(uint32_t plan, std::span<void* const> addresses, double slice_s);
+  WaitStatus close_round(uint32_t plan, std::span<void* const> addresses, double slice_s,
+                         StreamHandle stream = 0);
 
   /// The open round of a segment, or the next one.
   uint64_t round(uint32_t plan, uint32_t segment) const;
@@ -124,8 +127,14 @@ class Engine {
   bool finished(double now_s);
   bool execute_commands();
   void execute(const Command& command);
+  void add(const std::shared_ptr<PlanState>& plan);
+  void remove(const std::shared_ptr<PlanState>& plan);
+  void begin(PlanState& plan, uint32_t segment);
   void report_stall(const Command& command);
+  template <typename Call>
+  bool attempt(Call call);
   bool handle_events();
+  void complete(const TransportEvent& event);
   void publish_counters();
   void on_peer_left(const TransportEvent& event);
   void require_peers(const SegmentExchange& exchange);
@@ -153,6 +162,7 @@ class Engine {
   std::vector<TransportEvent> transport_events_;
   std::vector<bool> left_;  // per peer: it said an orderly farewell
   bool any_left_ = false;
+  std::vector<std::shared_ptr<Device>> devices_;  // of all plans so far, each once
   bool farewell_said_ = false;
 
   // Guarded by mutex_.
@@ -165,6 +175,7 @@ class Engine {
   TransportCounters counters_;
   bool shutting_down_ = false;
   double shutdown_deadline_s_ = 0.0;
+  bool progress_ended_ = false;
   bool over_ = false;
 
   std::unique_ptr<std::jthread> thread_;

@@ -20,6 +20,9 @@ void Engine::say_farewell_if_due() {
     if (failure_) farewell = {true, failure_->origin, failure_->cause};
   }
   farewell_said_ = true;
+  if (farewell.failed) {
+    for (const auto& device : devices_) device->cancel_mixes();
+  }
   transport_->say_farewell(farewell);
 }
 
@@ -29,7 +32,7 @@ void Engine::run() {
     for (;;) {
       const bool moved = progress_once();
       const double now_s = clock_.now_s();
-      if (finished(now_s)) return;
+      if (finished(now_s)) break;
       if (moved) continue;
       items.clear();
       double max_sleep_s = kMaxSleep_s;
@@ -42,6 +45,9 @@ void Engine::run() {
                  config_.rank,
                  {}});
   }
+  const std::lock_guard lock(mutex_);
+  progress_ended_ = true;
+  changed_.notify_all();
 }
 
 bool Engine::may_sleep(double now_s, std::vector<PollItem>& items, double& max_sleep_s) {
@@ -63,35 +69,38 @@ bool Engine::finished(double now_s) {
 }
 
 bool Engine::progress_once() {
+  const bool commanded = execute_commands();
   bool moved = false;
-  try {
-    moved = execute_commands();
+  const bool well = attempt([&] {
     say_farewell_if_due();
+    for (const auto& device : devices_) device->poll();
     if (transport_->progress(clock_.now_s(), transport_events_)) {
       moved = true;
       publish_counters();
     }
-    moved = handle_events() || moved;
+  });
+  return handle_events() || moved || commanded || !well;
+}
+
+// What the outside world throws becomes this engine's failure; the progress thread goes on, to tell
+// the others. False if something was thrown.
+template <typename Call>
+bool Engine::attempt(Call call) {
+  const std::string place = "rank " + std::to_string(config_.rank) + ": ";
+  std::optional<Failure> failure;
+  try {
+    call();
   } catch (const NonFiniteError& error) {
-    const std::lock_guard lock(mutex_);
-    set_failure({ErrorKind::kNonFinite,
-                 "rank " + std::to_string(config_.rank) + ": " + error.what(),
-                 config_.rank,
-                 {}});
-    return true;
+    failure = Failure{ErrorKind::kNonFinite, place + error.what(), config_.rank, {}};
   } catch (const DeviceError& error) {
-    const std::lock_guard lock(mutex_);
-    set_failure({ErrorKind::kDevice,
-                 "rank " + std::to_string(config_.rank) + ": " + error.what(),
-                 config_.rank,
-                 {}});
-    return true;
+    failure = Failure{ErrorKind::kDevice, place + error.what(), config_.rank, {}};
   } catch (const TransportError& error) {
-    const std::lock_guard lock(mutex_);
-    set_failure({ErrorKind::kTransport, error.what(), config_.rank, {}});
-    return true;
+    failure = Failure{ErrorKind::kTransport, error.what(), config_.rank, {}};
   }
-  return moved;
+  if (!failure) return true;
+  const std::lock_guard lock(mutex_);
+  set_failure(std::move(*failure));
+  return false;
 }
 
 // Before completions are handled, so that whoever saw a round end sees its bytes.
@@ -106,7 +115,7 @@ bool Engine::execute_commands() {
     const std::lock_guard lock(mutex_);
     commands.swap(commands_);
   }
-  for (const Command& command : commands) execute(command);
+  for (const Command& command : commands) attempt([&] { execute(command); });
   return !commands.empty();
 }
 
@@ -114,30 +123,52 @@ void Engine::execute(const Command& command) {
   PlanState& plan = *command.plan;
   switch (command.kind) {
     case Command::Kind::kAdd:
-      for (SegmentState& segment : plan.segments) {
-        segment.exchange->prepare(segment.round, *transport_, operations_);
-      }
+      add(command.plan);
       break;
     case Command::Kind::kRemove:
-      transport_->forget_plan(plan.id);
-      for (SegmentState& segment : plan.segments) operations_.drop(*segment.exchange);
+      remove(command.plan);
       break;
     case Command::Kind::kPrepare:
       plan.segments[command.segment].exchange->prepare(command.round, *transport_, operations_);
       break;
-    case Command::Kind::kPost: {
-      SegmentState& segment = plan.segments[command.segment];
-      record(EventKind::kSendBegun, *segment.exchange, {});
-      if (segment.exchange->begin(segment.addresses, *transport_, operations_)) {
-        arrive(*segment.exchange);
-      }
-      require_peers(*segment.exchange);
+    case Command::Kind::kPost:
+      begin(plan, command.segment);
       break;
-    }
     case Command::Kind::kReportStall:
       report_stall(command);
       break;
   }
+}
+
+void Engine::add(const std::shared_ptr<PlanState>& plan) {
+  if (std::find(devices_.begin(), devices_.end(), plan->device) == devices_.end()) {
+    plan->device->set_waker([this] { poller_->wake(); });
+    devices_.push_back(plan->device);
+  }
+  for (SegmentState& segment : plan->segments) {
+    segment.exchange->prepare(segment.round, *transport_, operations_);
+  }
+}
+
+void Engine::remove(const std::shared_ptr<PlanState>& plan) {
+  transport_->forget_plan(plan->id);
+  plan->device->drain();
+  for (SegmentState& segment : plan->segments) {
+    operations_.drop(*segment.exchange);
+    segment.exchange->release();
+  }
+  const std::lock_guard lock(mutex_);
+  plan->removed = true;
+  changed_.notify_all();
+}
+
+void Engine::begin(PlanState& plan, uint32_t index) {
+  SegmentState& segment = plan.segments[index];
+  record(EventKind::kSendBegun, *segment.exchange, {});
+  if (segment.exchange->begin(segment.addresses, segment.posted, *transport_, operations_)) {
+    arrive(*segment.exchange);
+  }
+  require_peers(*segment.exchange);
 }
 
 // Only the progress thread knows whom a segment still waits for: its sources, or a destination that
@@ -172,17 +203,21 @@ bool Engine::handle_events() {
         set_failure({ErrorKind::kTransport, event.farewell.cause, config_.rank, {}});
       }
     } else {
-      const Operation operation = operations_.take(event.token);
-      if (!operation.exchange) continue;
-      const bool sent = event.kind == TransportEvent::Kind::kSent;
-      record(sent ? EventKind::kSent : EventKind::kReceived, *operation.exchange, operation);
-      if (operation.exchange->on_complete(operation, *transport_, operations_)) {
-        arrive(*operation.exchange);
-      }
+      attempt([&] { complete(event); });
     }
   }
   transport_events_.clear();
   return any;
+}
+
+void Engine::complete(const TransportEvent& event) {
+  const Operation operation = operations_.take(event.token);
+  if (!operation.exchange) return;
+  const bool sent = event.kind == TransportEvent::Kind::kSent;
+  record(sent ? EventKind::kSent : EventKind::kReceived, *operation.exchange, operation);
+  if (operation.exchange->on_complete(operation, *transport_, operations_)) {
+    arrive(*operation.exchange);
+  }
 }
 
 void Engine::arrive(const SegmentExchange& exchange) {

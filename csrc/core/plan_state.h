@@ -20,7 +20,8 @@ struct SegmentState {
   // Guarded by the engine's mutex.
   Stage stage = Stage::kIdle;
   uint64_t round = 0;
-  std::vector<void*> addresses;  // written while idle, read by the progress thread while posted
+  std::vector<void*> addresses;   // written while idle, read by the progress thread while posted
+  std::shared_ptr<Fence> posted;  // likewise
   double wait_began_s = -1.0;
   double next_report_s = 0.0;
 
@@ -38,6 +39,7 @@ struct PlanState {
   const std::shared_ptr<const Schedule> schedule;
   const std::shared_ptr<Device> device;
   std::vector<SegmentState> segments;
+  bool removed = false;  // guarded by the engine's mutex: the progress thread has let go of it
 
   bool is_open() const;
   /// The first open segment in issue order, else the first of all. The plan has segments.

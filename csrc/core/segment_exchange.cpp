@@ -1,7 +1,6 @@
 #include "core/segment_exchange.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "core/error.h"
@@ -44,7 +43,9 @@ std::string describe_segment(const SegmentPlan& plan, uint32_t segment) {
 }
 
 SegmentExchange::SegmentExchange(const ExchangeContext& context)
-    : context_(context), wire_(context.plan.wire(context.segment)) {}
+    : context_(context),
+      wire_(context.plan.wire(context.segment)),
+      notes_(context.device.notes(context.plan.segment(context.segment).numels)) {}
 
 MessageTag SegmentExchange::tag(uint32_t phase) const {
   return {context_.plan_id, context_.segment, round_, phase};
@@ -59,13 +60,22 @@ uint64_t SegmentExchange::wire_bytes(const Slice& slice) const {
   return static_cast<uint64_t>(slice.numel()) * dtype_bytes(wire_);
 }
 
-TensorList SegmentExchange::tensors(std::span<void* const> addresses) const {
+TensorList SegmentExchange::tensors(std::span<void* const> addresses, StreamHandle stream) const {
   const Segment& segment = context_.plan.segment(context_.segment);
-  return {segment.dtype, addresses, segment.numels};
+  return {segment.dtype, addresses, segment.numels, notes_.get(), nullptr, stream};
 }
 
 TensorList SegmentExchange::work() {
-  return {work_dtype(), {&work_address_, 1}, {&work_numel_, 1}};
+  return {work_dtype(), {&work_address_, 1}, {&work_numel_, 1}, nullptr, work_.get()};
+}
+
+PackSpec SegmentExchange::pack_spec(const TensorList& tensors, const Slice& slice) const {
+  return {tensors,
+          slice,
+          wire_,
+          context_.non_finite,
+          describe_segment(context_.plan, context_.segment),
+          tensors.buffer ? nullptr : posted_};
 }
 
 void SegmentExchange::reserve(std::unique_ptr<DeviceBuffer>& buffer, size_t bytes, Device& device) {
@@ -99,32 +109,23 @@ void SegmentExchange::announce(uint32_t phase, Transport& transport, OperationTa
   }
 }
 
-bool SegmentExchange::begin(std::span<void* const> addresses, Transport& transport,
-                            OperationTable& operations) {
+bool SegmentExchange::begin(std::span<void* const> addresses, std::shared_ptr<Fence> posted,
+                            Transport& transport, OperationTable& operations) {
   addresses_.assign(addresses.begin(), addresses.end());
+  posted_ = std::move(posted);
   begun_ = true;
   if (!single_phase()) copy_to_work();
   if (!program_.phases.empty()) send_phase(transport, operations);
   return advance(transport, operations);
 }
 
-// work = Q(x): x packed into bytes, then the difference from zero mixed in with weight 1.
 void SegmentExchange::copy_to_work() {
-  const int64_t numel = context_.plan.segment(context_.segment).numel();
-  const Slice whole{0, numel};
-  const size_t bytes = wire_bytes(whole);
-  const size_t work_bytes = static_cast<size_t>(numel) * dtype_bytes(work_dtype());
-  reserve(packed_, bytes, context_.device);
-  reserve(work_, work_bytes, context_.device);
-  const auto source =
-      context_.device.source({tensors(addresses_), whole, wire_, context_.non_finite,
-                              describe_segment(context_.plan, context_.segment)});
-  for (size_t at = 0; at < bytes;) at += source->produce({packed_->data() + at, bytes - at});
-  std::memset(work_->data(), 0, work_bytes);
+  const Slice whole{0, context_.plan.segment(context_.segment).numel()};
+  reserve(packed_, wire_bytes(whole), context_.device);
+  reserve(work_, static_cast<size_t>(whole.numel()) * dtype_bytes(work_dtype()), context_.device);
   work_address_ = work_->data();
-  work_numel_ = numel;
-  const WeightedMessage own{packed_->data(), whole, wire_, 1.0};
-  context_.device.mix(work(), work_dtype(), {&own, 1});
+  work_numel_ = whole.numel();
+  context_.device.widen(pack_spec(tensors(addresses_), whole), *packed_, *work_);
 }
 
 void SegmentExchange::send_phase(Transport& transport, OperationTable& operations) {
@@ -132,9 +133,8 @@ void SegmentExchange::send_phase(Transport& transport, OperationTable& operation
   unsent_ = 0;
   for (const Send& send : program_.phases[phase_].sends) {
     if (send.slice.numel() == 0) continue;
-    sources_.push_back(context_.device.source({single_phase() ? tensors(addresses_) : work(),
-                                               send.slice, wire_, context_.non_finite,
-                                               describe_segment(context_.plan, context_.segment)}));
+    sources_.push_back(context_.device.source(
+        pack_spec(single_phase() ? tensors(addresses_) : work(), send.slice)));
     ++unsent_;
     const uint64_t token = operations.add({this, true, phase_, send.peer, wire_bytes(send.slice)});
     transport.send(send.peer, tag(phase_), *sources_.back(), token);
@@ -170,21 +170,30 @@ std::vector<WeightedMessage> SegmentExchange::messages(uint32_t phase) const {
   const std::vector<Receive>& receives = program_.phases[phase].receives;
   for (size_t i = 0; i < receives.size(); ++i) {
     if (receives[i].slice.numel() == 0) continue;
-    arrived.push_back(
-        {inboxes_[phase][i].buffer->data(), receives[i].slice, wire_, receives[i].weight});
+    arrived.push_back({inboxes_[phase][i].buffer->data(), receives[i].slice, wire_,
+                       receives[i].weight, inboxes_[phase][i].buffer.get()});
   }
   return arrived;
 }
 
-void SegmentExchange::mix_into(std::span<void* const> addresses) {
+void SegmentExchange::mix_into(std::span<void* const> addresses, StreamHandle stream) {
   if (program_.phases.empty()) return;
   std::vector<WeightedMessage> arrived;
   if (single_phase()) {
     arrived = messages(0);
   } else {
-    arrived.push_back({work_->data(), {0, work_numel_}, work_dtype(), 1.0});
+    arrived.push_back({work_->data(), {0, work_numel_}, work_dtype(), 1.0, work_.get()});
   }
-  if (!arrived.empty()) context_.device.mix(tensors(addresses), wire_, arrived);
+  if (!arrived.empty()) context_.device.mix(tensors(addresses, stream), wire_, arrived);
+}
+
+void SegmentExchange::release() {
+  sources_.clear();
+  inboxes_.clear();
+  work_.reset();
+  packed_.reset();
+  posted_.reset();
+  notes_.reset();
 }
 
 }  // namespace crossover

@@ -68,13 +68,16 @@ class SegmentExchange {
 
   /// Draws the program of `round` and announces room for all it receives.
   void prepare(uint64_t round, Transport& transport, OperationTable& operations);
-  /// Starts sending from `addresses`, which stay valid and unwritten until mix_into. True if the
-  /// segment has arrived already.
-  bool begin(std::span<void* const> addresses, Transport& transport, OperationTable& operations);
+  /// Starts sending from `addresses`, which stay valid and unwritten until mix_into; what they
+  /// hold is read after `posted`. True if the segment has arrived already.
+  bool begin(std::span<void* const> addresses, std::shared_ptr<Fence> posted, Transport& transport,
+             OperationTable& operations);
   /// A send or receive is complete. True if the segment has arrived with it.
   bool on_complete(const Operation& operation, Transport& transport, OperationTable& operations);
-  /// Training thread, after arrival: mixes into `addresses`.
-  void mix_into(std::span<void* const> addresses);
+  /// Training thread, after arrival: mixes into `addresses`, on `stream` if the device has streams.
+  void mix_into(std::span<void* const> addresses, StreamHandle stream);
+  /// Frees what the device keeps for this segment; nothing of it is under way any more.
+  void release();
 
   uint64_t round() const { return round_; }
   bool begun() const { return begun_; }
@@ -91,7 +94,8 @@ class SegmentExchange {
   MessageTag tag(uint32_t phase) const;
   bool single_phase() const { return program_.phases.size() <= 1; }
   Dtype work_dtype() const;
-  TensorList tensors(std::span<void* const> addresses) const;
+  TensorList tensors(std::span<void* const> addresses, StreamHandle stream = 0) const;
+  PackSpec pack_spec(const TensorList& tensors, const Slice& slice) const;
   TensorList work();
   void announce(uint32_t phase, Transport& transport, OperationTable& operations);
   void copy_to_work();
@@ -106,6 +110,8 @@ class SegmentExchange {
   Program program_;
   bool begun_ = false;
   uint32_t phase_ = 0;
+  std::unique_ptr<TensorNotes> notes_;
+  std::shared_ptr<Fence> posted_;
   std::vector<void*> addresses_;
   std::vector<std::vector<Inbox>> inboxes_;  // per phase, per receive; buffers are kept
   std::vector<uint32_t> awaited_;            // per phase: receives not complete
