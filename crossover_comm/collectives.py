@@ -125,9 +125,9 @@ def broadcast_parameters(
     _require_rank(call, context, root_rank)
     tensors = named_tensors(call, parameters)
     description = {"root_rank": root_rank, "tensors": describe_tensors(tensors)}
-    context.agree(call, canonical_json(description), timeout)
     if isinstance(parameters, torch.nn.Module):
         context.synchronize(parameters)
+    context.agree(call, canonical_json(description), timeout)
     if context.gloo is not None:
         _broadcast_tensors(context, context.gloo, list(tensors.values()), root_rank, call)
 

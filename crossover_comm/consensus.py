@@ -94,8 +94,9 @@ def _arrive(
     tensors: dict[str, torch.Tensor],
     timeout: Timeout,
 ) -> None:
-    context.agree(call, canonical_json({"tensors": describe_tensors(tensors)}), timeout)
+    # First, since a rank that owes a round holds up peers that are not here yet.
     context.synchronize(model)
+    context.agree(call, canonical_json({"tensors": describe_tensors(tensors)}), timeout)
 
 
 def _replace_by_means(context: Context, tensors: Iterable[torch.Tensor], call: str) -> None:

@@ -23,9 +23,6 @@ __all__ = ["Gossip"]
 
 WIRE_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
-_abandoned: list[tuple[torch.Tensor, ...]] = []
-"""Memory of models that were dropped with a round open: the engine may still be reading it."""
-
 
 class Gossip:
     """Posts and mixes the segments of one model. A collective call: all ranks build the same.
@@ -133,8 +130,6 @@ class Gossip:
     def remove(self) -> None:
         """Takes the plan out of the engine; an open round is dropped."""
         self.context.engine.remove_plan(self.plan)
-        if self._open:
-            _abandoned.append(self._anchors)
 
     def _add_plan(self, config: GossipConfig, overlap: Overlap) -> int:
         num_segments = len(self.segments)
