@@ -62,6 +62,7 @@ class Settings:
     interface: str | None
     check_finite: bool
     event_capacity: int
+    stall_warning_s: float = _STALL_WARNING_S
 
 
 class Context:
@@ -124,21 +125,35 @@ class Context:
             InvalidArgument: On every rank, naming what differs and where.
             ProgressTimeout: Some ranks did not call it in time.
         """
+        self.require_own_process()
         waiting_s = self.settings.timeout_s if timeout is None else _seconds("timeout", timeout)
         self.group.agree(name, payload, waiting_s)
 
+    def require_own_process(self) -> None:
+        """Raises InvalidArgument in a forked child: store and links are in use by its parent."""
+        if self._is_forked() and self.launch.size > 1:
+            raise InvalidArgument(
+                "crossover_comm was used in a process forked after init(); its links belong to the "
+                "parent"
+            )
+
     def fail(self, cause: str) -> None:
         """Tells the peers that this rank has failed, and why. Never raises."""
+        if self._is_forked():
+            return
         self.engine.fail(cause)
         self.group.announce_end(cause)
 
     def close(self) -> None:
         """Says farewell and ends the progress thread, in bounded time. Idempotent."""
-        if os.getpid() != self._process:
+        if self._is_forked():
             return
         self.group.announce_end("it has shut down")
         self.engine.shutdown(_SHUTDOWN_S)
         self.gloo = None
+
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._process
 
 
 def init(
@@ -148,6 +163,7 @@ def init(
     store: Store | None = None,
     timeout: float | timedelta = 30.0,
     stall_timeout: float | timedelta = 1800.0,
+    stall_warning: float | timedelta = _STALL_WARNING_S,
     transport: str = "auto",
     interface: str | None = None,
     check_finite: bool = True,
@@ -165,6 +181,8 @@ def init(
         store: A torch store that all ranks share; None: made at MASTER_ADDR and MASTER_PORT.
         timeout: Seconds after which a silent peer is lost, and for each step of the set-up.
         stall_timeout: Seconds that a peer which lives may take to post its part of a round.
+        stall_warning: Seconds of waiting for such a peer before a warning is logged; then at twice
+            the time, and so on.
         transport: "auto": shared memory within a host, TCP between hosts; "shm" or "tcp": that
             alone.
         interface: Interface or address to listen on; None: CROSSOVER_INTERFACE, else loopback if
@@ -187,10 +205,12 @@ def init(
         interface=interface or os.environ.get("CROSSOVER_INTERFACE") or None,
         check_finite=check_finite,
         event_capacity=event_capacity,
+        stall_warning_s=_seconds("stall_warning", stall_warning),
     )
     if transport not in _TRANSPORTS:
         raise InvalidArgument(f"transport: expected 'auto', 'shm' or 'tcp', got {transport!r}")
     if _context is not None:
+        _context.require_own_process()
         _require_same(_context.settings, settings)
         return
     _context = _join(settings)
@@ -339,7 +359,7 @@ def _start_engine(launch: Launch, settings: Settings, pipes: list[_C.Pipe | None
         pipes=pipes,
         timeout_s=settings.timeout_s,
         stall_timeout_s=settings.stall_timeout_s,
-        stall_warning_s=min(_STALL_WARNING_S, settings.stall_timeout_s),
+        stall_warning_s=settings.stall_warning_s,
         raise_on_non_finite=settings.check_finite,
         event_capacity=settings.event_capacity,
         incarnation=secrets.randbits(63),
@@ -362,7 +382,7 @@ def _watch_the_end_of_the_process() -> None:
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
         if _context is not None:
-            _context.fail(f"{kind.__name__}: {error}")
+            _context.fail(f"{kind.__name__}: {error}".removesuffix(": "))
         previous(kind, error, traceback)
 
     sys.excepthook = tell_peers
