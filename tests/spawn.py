@@ -37,13 +37,17 @@ _LAUNCHER_VARIABLES = ("OMPI_", "PMI", "SLURM_", "TORCHELASTIC_", "CROSSOVER_", 
 
 @dataclass(frozen=True)
 class RankResult:
-    """How one worker ended. A negative exit code is a signal's number; stragglers are killed."""
+    """How one worker ended. A negative exit code is a signal's number; stragglers are killed.
+
+    `left_processes`: names of the processes that it had started and that still ran after its end.
+    """
 
     rank: int
     exit_code: int
     stdout: str
     stderr: str
     timed_out: bool
+    left_processes: tuple[str, ...] = ()
 
 
 class _Worker:
@@ -54,6 +58,7 @@ class _Worker:
         self.process = process
         self.lines: dict[str, list[str]] = {"stdout": [], "stderr": []}
         self.timed_out = False
+        self.left_processes: tuple[str, ...] = ()
         self._news = news
         assert process.stdout is not None
         assert process.stderr is not None
@@ -81,6 +86,8 @@ class _Worker:
             self.process.wait(max(deadline - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
             self.timed_out = True
+        if not self.timed_out and not self.left_processes:
+            self.left_processes = tuple(_names_in_session(self.process.pid))
         self.kill_all()
         self.process.wait()
         for reader in self._readers:
@@ -98,6 +105,7 @@ class _Worker:
             "".join(self.lines["stdout"]),
             "".join(self.lines["stderr"]),
             self.timed_out,
+            self.left_processes,
         )
 
 
@@ -119,10 +127,15 @@ class Ranks:
         """kill -9."""
         self.send_signal(rank, signal.SIGKILL)
 
-    def wait_for_line(self, rank: int, text: str, timeout_s: float = TIMEOUT_S) -> str:
-        """The first line of the rank's standard output that contains `text`, once it is there."""
+    def wait_for_line(
+        self, rank: int, text: str, timeout_s: float = TIMEOUT_S, *, stream: str = "stdout"
+    ) -> str:
+        """The first line of the rank's standard output that contains `text`, once it is there.
+
+        `stream`: "stderr" for its standard error instead.
+        """
         worker = self._workers[rank]
-        lines = worker.lines["stdout"]
+        lines = worker.lines[stream]
 
         def found() -> str | None:
             return next((line for line in lines if text in line), None)
@@ -143,6 +156,12 @@ class Ranks:
         for worker in self._workers:
             worker.end_by(deadline)
         return [worker.result() for worker in self._workers]
+
+    def wait_for(self, rank: int, timeout_s: float = TIMEOUT_S) -> RankResult:
+        """Waits for one worker; it is killed if it is left after `timeout_s`."""
+        worker = self._workers[rank]
+        worker.end_by(time.monotonic() + timeout_s)
+        return worker.result()
 
     def kill_all(self) -> None:
         for worker in self._workers:
@@ -226,6 +245,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _names_in_session(session: int) -> Iterator[str]:
+    """Of the processes of a session that have not ended; each worker has a session of its own."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+            state, _, _, found = rest.split()[:4]
+            if int(found) == session and state not in "ZX":
+                yield name
 
 
 def _command(target: Callable[..., None], args: Sequence[str]) -> list[str]:
