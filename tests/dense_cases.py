@@ -22,18 +22,21 @@ from torch import nn
 
 import crossover_comm as cc
 from crossover_comm.config import Overlap, SegmentRule, Wire
+from crossover_comm.context import current_context
 from crossover_comm.topology import Topology
 
 __all__ = [
     "OVERLAPS",
     "PERMUTATIONS",
     "Case",
+    "Run",
     "cases_of",
     "dense_states",
     "joined",
     "load_runs",
     "run_case",
     "run_cases",
+    "save_runs",
 ]
 
 OVERLAPS: tuple[Overlap, ...] = ("none", "forward", "backward")
@@ -42,6 +45,8 @@ PERMUTATIONS = ("crossover", "crossover-sequential", "exponential", "table")
 """Schedules in which every rank sends to one peer and receives from one, with weight 1/2."""
 
 State = dict[str, torch.Tensor]
+Run = dict[str, dict[str, Any]]
+"""What came of each case, by its name."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +141,11 @@ def dense_states(case: Case, size: int) -> list[State]:
     return [state_of(model) for model in replicas]
 
 
-def run_cases(folder: str, transport: str) -> None:
-    """A worker: runs every case and leaves `load_runs`' answer for this rank in `folder`."""
-    with joined(transport):
-        runs = {case.name: run_case(case) for case in cases_of(cc.size())}
-        torch.save(runs, Path(folder) / f"rank{cc.rank()}.pt")
+def run_cases(folder: str, *transports: str) -> None:
+    """A worker: runs every case over each transport in turn; see `load_runs`."""
+    for transport in transports:
+        with joined(transport):
+            save_runs({case.name: run_case(case) for case in cases_of(cc.size())}, folder)
 
 
 def run_case(case: Case) -> dict[str, Any]:
@@ -158,13 +163,21 @@ def run_case(case: Case) -> dict[str, Any]:
     return {"state": copy.deepcopy(state_of(replica)), "counters": counters}
 
 
-def load_runs(folder: Path, size: int) -> list[dict[str, dict[str, Any]]]:
-    """By rank, what run_case returned for each case by name."""
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(size)]
+def save_runs(runs: Run, folder: str) -> None:
+    """Leaves what run_case has returned by the case's name, for `load_runs`."""
+    transport = current_context().settings.transport
+    torch.save(runs, Path(folder) / f"{transport}{cc.rank()}.pt")
+
+
+def load_runs(folder: Path, transport: str, size: int) -> list[Run]:
+    """By rank, what it has saved when it had joined over `transport`."""
+    files = [folder / f"{transport}{rank}.pt" for rank in range(size)]
+    return [torch.load(file, weights_only=True) for file in files]
 
 
 @contextlib.contextmanager
 def joined(transport: str) -> Iterator[None]:
+    """Inside, this process is a rank."""
     cc.init(transport=transport, timeout=60.0)
     try:
         yield

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import netns
 import pytest
-import torch
-from dense_cases import OVERLAPS, Case, dense_states, joined, load_runs, run_case
+from dense_cases import OVERLAPS, Case, Run, dense_states, joined, load_runs, run_case, save_runs
 from ranks import assert_states_close
 from spawn import ROOT, free_port, start_ranks
 
@@ -25,8 +23,6 @@ CASES = [
 MAX_OVERHEAD = 0.1
 """Of TCP and IP headers and acknowledgements. An all-reduce would add half a model and more."""
 
-Runs = list[dict[str, dict[str, Any]]]
-
 
 def worker(folder: str) -> None:
     """Trains every case; leaves load_runs' answer and the interface's bytes in `folder`."""
@@ -39,7 +35,7 @@ def worker(folder: str) -> None:
             cc.barrier()
             after = netns.interface_bytes()
             runs[case.name]["interface"] = [b - a for a, b in zip(before, after, strict=True)]
-        torch.save(runs, Path(folder) / f"rank{cc.rank()}.pt")
+        save_runs(runs, folder)
 
 
 def environment_of(host: netns.Host, port: int) -> dict[str, str]:
@@ -51,7 +47,7 @@ def environment_of(host: netns.Host, port: int) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     """By rank and case, what the hosts came to."""
     reason = netns.why_unavailable()
     if reason is not None:
@@ -70,17 +66,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     ):
         for result in ranks.wait():
             assert result.exit_code == 0, result.stderr
-    return load_runs(folder, NUM_HOSTS)
+    return load_runs(folder, "tcp", NUM_HOSTS)
 
 
-def test_hosts_on_slow_links_train_as_the_dense_reference(runs: Runs) -> None:
+def test_hosts_on_slow_links_train_as_the_dense_reference(runs: list[Run]) -> None:
     for case in CASES:
         for own, wanted in zip(runs, dense_states(case, NUM_HOSTS), strict=True):
             assert_states_close(own[case.name]["state"], wanted)
 
 
 def test_the_interface_moves_one_model_a_round_and_no_more_than_tcp_adds(
-    runs: Runs, capsys: pytest.CaptureFixture[str]
+    runs: list[Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for case in CASES:
         model_bytes = 4 * sum(p.numel() for p in case.replicas(NUM_HOSTS)[0].parameters())
