@@ -117,15 +117,16 @@ def shaped_hosts(num_hosts: int, rate: str | None) -> Iterator[list[Host]]:
     tag = f"cx{os.getpid()}"
     bridge = f"{tag}b"
     with contextlib.ExitStack() as undo:
+        undo.callback(_remove, "link", bridge)  # before it is there: a signal may come in between
         _ip("link", "add", bridge, "type", "bridge")
-        undo.callback(_ip, "link", "del", bridge)
         _ip("link", "set", bridge, "up")
         hosts = [Host(index, f"{tag}h{index}") for index in range(num_hosts)]
         for host in hosts:
+            outer = f"{tag}v{host.index}"
+            undo.callback(_remove, "netns", host.name)
             _ip("netns", "add", host.name)
-            undo.callback(_ip, "netns", "del", host.name)
-            _plug_in(host, bridge, f"{tag}v{host.index}", rate)
-            undo.callback(_ip, "link", "del", f"{tag}v{host.index}")
+            undo.callback(_remove, "link", outer)
+            _plug_in(host, bridge, outer, rate)
         yield hosts
 
 
@@ -162,6 +163,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def _remove(kind: str, name: str) -> None:
+    """Deletes a link or namespace, if it is there."""
+    subprocess.run(["ip", kind, "del", name], check=False, capture_output=True)
+
+
 def _ip(*arguments: str) -> str:
     return _system("ip", *arguments)
 
@@ -186,10 +192,10 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=29500, help="of rank 0's store")
     parser.add_argument("command", nargs="+", help="after --")
     options = parser.parse_args()
+    end_on_sigterm()
     reason = why_unavailable()
     if reason is not None:
         parser.error(reason)
-    end_on_sigterm()
     with shaped_hosts(options.hosts, options.rate) as hosts:
         return run_on(hosts, options.command, options.port)
 
