@@ -76,7 +76,10 @@ void PeerChannel::say_farewell(const Farewell& farewell) {
   frame.header.flags = farewell.failed ? kFailedFlag : 0;
   frame.payload = farewell.cause.substr(0, kMaxCauseBytes);
   frame.header.length = static_cast<uint32_t>(frame.payload.size());
-  if (farewell.failed) active_.clear();
+  if (farewell.failed) {
+    active_.clear();
+    source_holds_up_ = false;
+  }
   farewell_ = std::move(frame);
 }
 
@@ -287,7 +290,8 @@ bool PeerChannel::write_data(std::vector<TransportEvent>& events) {
   }
   const size_t room = std::min(window.size() - kHeaderBytes, kMaxFramePayloadBytes) & ~size_t{7};
   const size_t made = left == 0 ? 0 : message.source->produce(window.subspan(kHeaderBytes, room));
-  if (made == 0 && left > 0) return false;
+  source_holds_up_ = made == 0 && left > 0;
+  if (source_holds_up_) return false;
   FrameHeader data = header(FrameKind::kData, message.tag, message.sent_bytes);
   data.length = static_cast<uint32_t>(made);
   encode_header(data, window.data());
@@ -332,7 +336,7 @@ void PeerChannel::lose(const std::string& cause, std::vector<TransportEvent>& ev
 }
 
 bool PeerChannel::wants_to_write() const {
-  return !control_.empty() || !active_.empty() || farewell_;
+  return !control_.empty() || farewell_ || (!active_.empty() && !source_holds_up_);
 }
 
 bool PeerChannel::prepare_to_sleep(double now_s, std::vector<PollItem>& items,

@@ -88,6 +88,7 @@ class PeerChannel {
   std::map<MessageTag, uint64_t> ready_;    // announced by the peer, not posted here; bytes
   std::map<MessageTag, Outgoing> waiting_;  // posted here, not announced by the peer
   std::deque<Outgoing> active_;             // both: sent one after the other
+  bool source_holds_up_ = false;            // the first of them had no bytes ready
   std::deque<ControlFrame> control_;
   std::optional<ControlFrame> farewell_;
   Ending ending_ = Ending::kNone;

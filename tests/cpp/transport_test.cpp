@@ -293,6 +293,35 @@ TEST(StreamTransport, GarbageInAStreamLosesThatPeerAlone) {
   EXPECT_NE(world.last(0).farewell.cause.find("garbled stream"), std::string::npos);
 }
 
+// As a GPU's source whose copy to the host is still under way.
+class UnreadySource final : public MessageSource {
+ public:
+  size_t num_bytes() const override { return 8; }
+  size_t produce(std::span<std::byte> out) override {
+    if (!ready) return 0;
+    std::fill_n(out.begin(), 8, std::byte{7});
+    return 8;
+  }
+  bool ready = false;
+};
+
+TEST_P(TransportSuite, ASourceThatIsNotReadyLetsTheProgressThreadSleep) {
+  World world(GetParam(), 2);
+  UnreadySource source;
+  BytesSink sink(8, 8);
+  world.ranks[1]->receive(0, {}, sink, 1);
+  world.ranks[0]->send(1, {}, source, 1);
+  const auto may_sleep = [&] {
+    std::vector<PollItem> items;
+    double max_sleep_s = 1.0;
+    return world.ranks[0]->prepare_to_sleep(world.clock.now_s(), items, max_sleep_s);
+  };
+  for (int i = 0; i < 100; ++i) world.turn();
+  EXPECT_TRUE(may_sleep());
+  source.ready = true;
+  EXPECT_TRUE(world.turn_until([&] { return world.count(1, Kind::kReceived) == 1; }));
+}
+
 TEST_P(TransportSuite, NothingIsPendingOnceAllHasMoved) {
   World world(GetParam(), 2);
   exchange_one(world, 1000, 1, {});
