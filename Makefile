@@ -19,7 +19,8 @@ TIDY_FILES := $(filter csrc/core/%.cpp csrc/host/%.cpp,$(CXX_FILES))
 PACKAGE_SOURCES := setup.py pyproject.toml CMakeLists.txt crossover_comm/_version.py \
   $(filter csrc/%,$(CXX_FILES))
 WARNINGS := -DCROSSOVER_WERROR=$(WERROR)
-SANITIZER_TYPE := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1"
+# Host code only: nvcc knows no sanitizers.
+SANITIZER_TYPE := -DCROSSOVER_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1"
 
 .PHONY: test test-cpp test-python demo lint lint-python lint-cpp sanitize clean
 .DELETE_ON_ERROR:
@@ -51,7 +52,8 @@ lint-python: $(VENV)/.lint $(VENV)/.torch $(VENV)/.test $(VENV)/.demo
 lint-cpp: $(VENV)/.lint $(VENV)/.build
 	@echo "== lint: clang-format, clang-tidy"
 	@clang-format --dry-run -Werror $(CXX_FILES)
-	@cmake -S . -B build/tidy -G Ninja -DCROSSOVER_PYTHON=OFF -DCROSSOVER_TESTS=OFF >/dev/null
+	@cmake -S . -B build/tidy -G Ninja -DCROSSOVER_PYTHON=OFF -DCROSSOVER_TESTS=OFF \
+	  -DCROSSOVER_CUDA=OFF >/dev/null
 	@printf '%s\n' $(TIDY_FILES) | xargs -P $(JOBS) -n 2 clang-tidy -p build/tidy --quiet
 
 sanitize: sanitize-address,undefined sanitize-thread
