@@ -1,4 +1,4 @@
-"""Data-parallel training by gossip: workers average parameters with a few peers, segment by segment.
+"""Data-parallel training by gossip: workers average parameters with a few peers.
 
     import crossover_comm as cc
 

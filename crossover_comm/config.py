@@ -45,7 +45,11 @@ class GossipConfig:
             mixed before the optimizer steps, so that the step is applied at ``W x`` with gradients
             taken at ``x`` (the order of D-PSGD). ``"forward"``: posted after the step, each segment
             awaited where the next forward needs it: ``W (x after its step)``, the order of
-            Crossover-SGD. ``"none"``: as ``"forward"``, but mixed at once. ``None``: the wrapper's
+            Crossover-SGD. ``"none"``: as ``"forward"``, but mixed at once. Posted parameters may
+            not be written: a write is an error, but one through ``p.data`` cannot be seen, so
+            call :func:`crossover_comm.synchronize` before it. With several optimizers for one model
+            ``"forward"`` and ``"none"`` run the round after the first one's step; ``"backward"`` is
+            exact. ``None``: the wrapper's
             default, ``"backward"`` for ``DistributedDataParallel`` and ``"forward"`` for
             ``DistributedOptimizer``.
         wire: Widest element type on the wire: ``"fp32"`` sends every tensor as it is, ``"bf16"``

@@ -127,6 +127,19 @@ class Gossip:
         _increment_versions(tensors or self.segments[index].parameters)
         self._open.discard(index)
 
+    def has(self, name: str) -> bool:
+        """Whether the parameter of this name is gossiped."""
+        return name in self._names
+
+    def fail(self, message: str) -> NoReturn:
+        """Ends gossip here and on the peers: a loop that goes on would train unmixed.
+
+        Raises:
+            InvalidArgument: With this message.
+        """
+        self.context.engine.fail(message)
+        raise InvalidArgument(message)
+
     def remove(self) -> None:
         """Takes the plan out of the engine; an open round is dropped."""
         self.context.engine.remove_plan(self.plan)
@@ -154,7 +167,7 @@ class Gossip:
         """Takes note of new addresses and keeps the memory alive for the progress thread."""
         for name, p, layout in zip(self._names, self.parameters, self._layouts, strict=True):
             if _layout(p) != layout:
-                raise InvalidArgument(
+                self.fail(
                     f"parameter '{name}': expected {_spell(layout)} as at the start, "
                     f"got {_spell(_layout(p))}; wrap the model again after changing it"
                 )
@@ -176,14 +189,12 @@ class Gossip:
                 self._raise_touched(index, i, "moved" if is_moved else "written")
 
     def _raise_touched(self, index: int, tensor: int, what: str) -> NoReturn:
-        message = (
+        self.fail(
             f"segment '{self.segments[index].name}', parameter '{self._names[tensor]}': {what} "
             f"between post (round {self.context.engine.round(self.plan, index)}) and mix; call "
             "crossover_comm.synchronize(model) before writing parameters (SAM, EMA swap, "
             "clamping, load_state_dict)"
         )
-        self.context.engine.fail(message)
-        raise InvalidArgument(message)
 
 
 _Layout = tuple[torch.dtype, torch.device, tuple[int, ...], tuple[int, ...]]

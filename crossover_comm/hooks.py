@@ -146,7 +146,7 @@ class RoundHooks:
         """Whether it holds a gossiped parameter. Such a one may hold no unplanned one of the model.
 
         Raises:
-            InvalidArgument: Naming a parameter that was added or unfrozen after wrapping.
+            InvalidArgument: Naming a parameter that was added, unfrozen or replaced after wrapping.
         """
         ours = False
         strangers = []
@@ -156,19 +156,21 @@ class RoundHooks:
                     ours = True
                 elif p.requires_grad and id(p) not in self._foreign:
                     strangers.append(p)
-        if ours and strangers:
-            self._require_foreign(strangers)
+        if strangers:
+            self._require_foreign(strangers, ours)
         return ours
 
-    def _require_foreign(self, strangers: list[torch.Tensor]) -> None:
+    def _require_foreign(self, strangers: list[torch.Tensor], ours: bool) -> None:
         names = {id(p): name for name, p in self.gossip.model.named_parameters()}
         for stranger in strangers:
-            if id(stranger) in names:
-                raise InvalidArgument(
-                    f"parameter '{names[id(stranger)]}': expected one that was in the model and "
-                    "trainable when it was wrapped, got one that was added or unfrozen later; wrap "
-                    "the model again"
-                )
+            name = names.get(id(stranger))
+            if name is None or not (ours or self.gossip.has(name)):
+                continue
+            self.gossip.fail(
+                f"parameter '{name}': expected the one that was in the model and trainable when it "
+                "was wrapped, got one that was added, unfrozen or put in its place later "
+                "(load_state_dict(assign=True), say); wrap the model again"
+            )
         self._foreign.update(map(id, strangers))
 
 
@@ -206,14 +208,19 @@ def synchronize(target: nn.Module | Optimizer | None = None) -> None:
     it alone.
 
     Args:
-        target: A wrapped model, its inner module, or an optimizer; None: everything gossiped here.
+        target: A wrapped model, its inner module, or an optimizer; None: everything gossiped
+            since init().
 
     Raises:
         InvalidArgument: If a parameter was written since it was posted.
         CrossoverError: The engine's first failure.
     """
     for hooks in _live:
-        if target is None or hooks.gossips(_parameters_of(target)):
+        if target is None:
+            is_concerned = not hooks.gossip.context.is_closed
+        else:
+            is_concerned = hooks.gossips(_parameters_of(target))
+        if is_concerned:
             hooks.synchronize()
 
 

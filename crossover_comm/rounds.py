@@ -77,12 +77,17 @@ class BackwardRule:
     one round, a second backward of the same graph is none, and several synced backwards before a
     step are one round each, as DDP all-reduces each.
 
+    ``synchronize`` before the backward mixes the round early; it counts all the same until a step
+    or an armed backward ends it, so that a rank that evaluates with gradients on and synchronises
+    alone counts its rounds as the others do.
+
     A step with a closure evaluates the model while it writes to it; the round is then run as a
     whole before the step, and forwards inside the step open nothing.
     """
 
     def __init__(self) -> None:
         self._posted = _Posted.NO
+        self._mixed_early = False
         self._in_closure = False
 
     def forward(self, *, grad_enabled: bool, synced: bool, recomputing: bool) -> Actions:
@@ -90,8 +95,7 @@ class BackwardRule:
             return NOTHING
         actions = NOTHING
         if self._posted is _Posted.ARMED and not recomputing:
-            self._posted = _Posted.NO
-            actions = CLOSE
+            actions = self._end()
         if self._posted is _Posted.NO:
             self._posted = _Posted.SYNCED if synced else _Posted.LOCAL
             return actions + OPEN
@@ -106,18 +110,27 @@ class BackwardRule:
 
     def step_begin(self, *, closure: bool) -> Actions:
         self._in_closure = closure
-        actions = self.synchronize()
-        return WHOLE_ROUND if closure and not actions else actions
+        if closure and self._posted is _Posted.NO:
+            return WHOLE_ROUND
+        return self._end()
 
     def step_end(self) -> Actions:
         self._in_closure = False
         return NOTHING
 
     def synchronize(self) -> Actions:
-        if self._posted is _Posted.NO:
+        if self._posted is _Posted.ARMED:
+            return self._end()
+        if self._posted is _Posted.NO or self._mixed_early:
             return NOTHING
-        self._posted = _Posted.NO
+        self._mixed_early = True
         return CLOSE
+
+    def _end(self) -> Actions:
+        closed = self._posted is _Posted.NO or self._mixed_early
+        self._posted = _Posted.NO
+        self._mixed_early = False
+        return NOTHING if closed else CLOSE
 
 
 class _Backwards(Enum):

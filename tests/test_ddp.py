@@ -196,7 +196,19 @@ def test_a_parameter_unfrozen_after_wrapping_is_noticed_at_its_step() -> None:
         optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
         step(ddp, optimizer)
         model[0].requires_grad_(True)
-        with pytest.raises(InvalidArgument, match=r"'0\.weight': .* added or unfrozen later"):
+        with pytest.raises(InvalidArgument, match=r"'0\.weight': .* unfrozen or put in its place"):
+            step(ddp, optimizer)
+
+    run_ranks(2, work)
+
+
+def test_parameters_replaced_after_wrapping_are_noticed_at_their_step() -> None:
+    def work(context: Context) -> None:
+        model = mlp(4, 8, 3)
+        ddp = wrap(context, model)
+        model.load_state_dict(mlp(4, 8, 3).state_dict(), assign=True)
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+        with pytest.raises(InvalidArgument, match=r"'0\.weight': .* unfrozen or put in its place"):
             step(ddp, optimizer)
 
     run_ranks(2, work)

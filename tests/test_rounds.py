@@ -149,6 +149,24 @@ def test_backward_closes_once_for_two_optimizers() -> None:
     assert [loop.step(), loop.step()] == [((CLOSE,), ()), ((), ())]
 
 
+def test_backward_counts_a_round_mixed_early_by_synchronize_once() -> None:
+    loop = Loop("backward")
+    assert loop.forward() == (OPEN,)  # an evaluation that forgot no_grad
+    assert loop.synchronize() == (CLOSE,)
+    assert loop.synchronize() == ()
+    assert loop.forward() == ()
+    loop.backward()
+    assert loop.step() == ((), ())
+    assert loop.forward() == (OPEN,)
+
+
+def test_backward_takes_a_round_mixed_early_for_that_of_a_step_with_a_closure() -> None:
+    loop = Loop("backward")
+    loop.forward()
+    loop.synchronize()
+    assert loop.step_begin(closure=True) == ()
+
+
 def test_backward_runs_a_whole_round_before_a_step_with_a_closure() -> None:
     loop = Loop("backward")
     assert loop.step_begin(closure=True) == (OPEN, CLOSE)
