@@ -45,7 +45,7 @@ class CMakeBuild(build_ext):
             "-DCROSSOVER_TESTS=OFF",
         ]  # fmt: skip
         subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), "--target", "_C"], check=True)
+        subprocess.run(["cmake", "--build", str(build)], check=True)
         install = ["cmake", "--install", str(build), "--prefix", str(prefix), "--strip"]
         subprocess.run(install, check=True)
 

@@ -7,12 +7,18 @@
 #include <memory>
 
 #include "core/pipe.h"
+#include "core/transport.h"
 
 namespace crossover {
 
 /// Python holds a pipe until an engine takes it.
 struct PythonPipe {
   std::unique_ptr<Pipe> pipe;
+};
+
+/// Python holds a transport until an engine takes it.
+struct PythonTransport {
+  std::unique_ptr<Transport> transport;
 };
 
 void bind_errors();

@@ -53,15 +53,16 @@ class NcclTransport::Notice final : public MessageSource, public MessageSink {
 };
 
 NcclTransport::NcclTransport(NcclTransportConfig config, std::shared_ptr<const NcclLibrary> library,
-                             std::shared_ptr<StreamEvents> events, Device& device,
+                             std::shared_ptr<StreamEvents> events, std::shared_ptr<Device> device,
                              std::unique_ptr<Transport> control, const Clock& clock)
     : config_(std::move(config)),
       events_(events),
+      device_(std::move(device)),
       control_(std::move(control)),
       clock_(clock),
       communicator_(config_.communicator, std::move(library), std::move(events)),
       contact_buffer_(
-          device.allocate(2 * kContactBytes * std::max<size_t>(1, config_.warm_peers.size()))) {}
+          device_->allocate(2 * kContactBytes * std::max<size_t>(1, config_.warm_peers.size()))) {}
 
 NcclTransport::~NcclTransport() {
   // Kernels of a contact that never came may still use it, and to free it would wait for them.

@@ -45,9 +45,9 @@ struct NcclTransportConfig {
 class NcclTransport final : public Transport {
  public:
   /// `device` makes the memory for the first contact; `control` reaches the same ranks and is as
-  /// new as this. `device` and `clock` outlive the transport.
+  /// new as this. `clock` outlives the transport.
   NcclTransport(NcclTransportConfig config, std::shared_ptr<const NcclLibrary> library,
-                std::shared_ptr<StreamEvents> events, Device& device,
+                std::shared_ptr<StreamEvents> events, std::shared_ptr<Device> device,
                 std::unique_ptr<Transport> control, const Clock& clock);
   ~NcclTransport() override;
 
@@ -92,6 +92,7 @@ class NcclTransport final : public Transport {
 
   const NcclTransportConfig config_;
   const std::shared_ptr<StreamEvents> events_;
+  const std::shared_ptr<Device> device_;
   const std::unique_ptr<Transport> control_;
   const Clock& clock_;
   NcclCommunicator communicator_;

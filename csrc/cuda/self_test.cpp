@@ -144,18 +144,19 @@ void check_mix(Device& device) {
   expect_floats(x.read(Dtype::kFloat32), expected, "mix");
 }
 
-void check_self_exchange(Device& device, std::shared_ptr<const NcclLibrary> library,
+void check_self_exchange(const std::shared_ptr<Device>& device,
+                         std::shared_ptr<const NcclLibrary> library,
                          std::shared_ptr<StreamEvents> events) {
   const Floats values = ramp(3.0F);
-  Values x(device, values);
-  Values inbox(device);
+  Values x(*device, values);
+  Values inbox(*device);
   const SteadyClock clock;
   NcclTransportConfig config;
   config.communicator.id = library->unique_id();
   config.host_ready = false;  // nobody to agree with
   std::vector<std::unique_ptr<Pipe>> no_pipes(1);
   const auto source = x.source(Dtype::kFloat32);
-  const auto sink = device.sink(inbox.buffer(), wire_bytes(Dtype::kFloat32));
+  const auto sink = device->sink(inbox.buffer(), wire_bytes(Dtype::kFloat32));
   {
     NcclTransport transport(config, std::move(library), std::move(events), device,
                             std::make_unique<StreamTransport>(StreamConfig{}, std::move(no_pipes)),
@@ -165,13 +166,13 @@ void check_self_exchange(Device& device, std::shared_ptr<const NcclLibrary> libr
     transport.phase_posted({}, true);
     std::vector<TransportEvent> happened;
     transport.say_farewell({});
-    repeat_until(device, "the exchange through NCCL", [&] {
+    repeat_until(*device, "the exchange through NCCL", [&] {
       transport.progress(clock.now_s(), happened);
       return transport.drained();
     });
     check(happened.size() == 2, "a message is sent and received");
   }
-  device.drain();
+  device->drain();
   expect_floats(inbox.read(Dtype::kFloat32), values, "the exchange through NCCL");
 }
 

@@ -19,7 +19,8 @@ void check_pack(Device& device);
 void check_mix(Device& device);
 
 /// Sends a message to this rank itself, through the whole NCCL transport of a world of one.
-void check_self_exchange(Device& device, std::shared_ptr<const NcclLibrary> library,
+void check_self_exchange(const std::shared_ptr<Device>& device,
+                         std::shared_ptr<const NcclLibrary> library,
                          std::shared_ptr<StreamEvents> events);
 
 }  // namespace crossover

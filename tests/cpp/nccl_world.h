@@ -122,7 +122,7 @@ class NcclWorld {
       if (adjust) adjust(config);
       streams.push_back(std::make_shared<FakeStreamEvents>());
       ranks.push_back(std::make_unique<NcclTransport>(
-          config, library, streams.back(), *host_device(),
+          config, library, streams.back(), host_device(),
           std::make_unique<StreamTransport>(stream_config(rank, size, timeout_s),
                                             network.take_pipes(rank)),
           clock));

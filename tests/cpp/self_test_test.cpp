@@ -45,7 +45,7 @@ TEST(SelfTest, AMixThatDoesNothingIsNoticed) {
 TEST(SelfTest, AMessageGoesThroughNcclToThisRankItself) {
   fake_nccl().script("in_progress=3");
   const int before = fake_nccl().standing();
-  ResidentDevice device;
+  const auto device = std::make_shared<ResidentDevice>();
   EXPECT_NO_THROW(
       check_self_exchange(device, fake_nccl().library(), std::make_shared<FakeStreamEvents>()));
   EXPECT_EQ(fake_nccl().standing(), before);
@@ -53,7 +53,7 @@ TEST(SelfTest, AMessageGoesThroughNcclToThisRankItself) {
 
 TEST(SelfTest, AnErrorOfNcclIsPassedOn) {
   fake_nccl().script("failing_group=0");
-  ResidentDevice device;
+  const auto device = std::make_shared<ResidentDevice>();
   EXPECT_THROW(
       check_self_exchange(device, fake_nccl().library(), std::make_shared<FakeStreamEvents>()),
       TransportError);
