@@ -63,20 +63,26 @@ class PythonEngine {
   PythonEngine(const EngineOptions& options, std::vector<std::unique_ptr<Pipe>> pipes,
                py::function warn)
       : warn_(std::move(warn)),
-        engine_(options.engine, std::make_unique<StreamTransport>(options.stream, std::move(pipes)),
-                system_poller(), clock_),
-        fork_action_(fork_guard::add_child_action([this] { engine_.abandon_after_fork(); })) {
-    engine_.start();
+        engine_(std::make_unique<Engine>(
+            options.engine, std::make_unique<StreamTransport>(options.stream, std::move(pipes)),
+            system_poller(), clock_)),
+        fork_action_(fork_guard::add_child_action([this] { engine_->abandon_after_fork(); })) {
+    engine_->start();
   }
   ~PythonEngine() {
     fork_guard::remove_child_action(fork_action_);
+    if (fork_guard::generation() != generation_) {
+      // A thread of the parent may be waiting in it: its end here would await that thread for ever.
+      (void)engine_.release();
+      return;
+    }
     const py::gil_scoped_release unlocked;
-    engine_.shutdown(kShutdown_s);
+    engine_->shutdown(kShutdown_s);
   }
   PythonEngine(const PythonEngine&) = delete;
   PythonEngine& operator=(const PythonEngine&) = delete;
 
-  Engine& engine() { return engine_; }
+  Engine& engine() { return *engine_; }
 
   template <typename Wait>
   void block(Wait wait) {
@@ -87,7 +93,7 @@ class PythonEngine {
         status = wait();
       }
       if (status == WaitStatus::kMixed) return;
-      for (const std::string& warning : engine_.take_warnings()) warn_(warning);
+      for (const std::string& warning : engine_->take_warnings()) warn_(warning);
       if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     }
   }
@@ -96,8 +102,9 @@ class PythonEngine {
   static constexpr double kShutdown_s = 5.0;
   py::function warn_;
   SteadyClock clock_;
-  Engine engine_;
+  std::unique_ptr<Engine> engine_;
   int fork_action_;
+  const uint64_t generation_ = fork_guard::generation();
 };
 
 std::unique_ptr<PythonEngine> make_engine(int rank, int size, const std::vector<PythonPipe*>& pipes,

@@ -66,7 +66,7 @@ uint32_t Engine::add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> sche
 }
 
 void Engine::remove_plan(uint32_t plan) {
-  check_not_forked();
+  if (abandoned_) return;
   std::unique_lock lock(mutex_);
   if (plan >= plans_.size() || !plans_[plan] || over_) return;
   const std::shared_ptr<PlanState> state = std::exchange(plans_[plan], nullptr);
@@ -198,11 +198,13 @@ void Engine::raise_failure(const PlanState& plan, uint32_t segment) const {
 }
 
 uint64_t Engine::round(uint32_t plan, uint32_t segment) const {
+  check_not_forked();
   const std::lock_guard lock(mutex_);
   return usable_plan(plan)->segments.at(segment).round;
 }
 
 bool Engine::is_open(uint32_t plan) const {
+  check_not_forked();
   const std::lock_guard lock(mutex_);
   return plan < plans_.size() && plans_[plan] && plans_[plan]->is_open();
 }
@@ -213,6 +215,7 @@ std::vector<std::string> Engine::take_warnings() {
 }
 
 TransportCounters Engine::counters() const {
+  check_not_forked();
   const std::lock_guard lock(mutex_);
   return counters_;
 }
