@@ -74,6 +74,7 @@ class Context:
         group: Small values and agreements through the store.
         engine: The progress thread and all plans.
         gloo: torch's collectives for use outside training; None with one rank.
+        is_closed: close() has been called.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Context:
         self.group = group
         self.engine = engine
         self.gloo = gloo
+        self.is_closed = False
         self._process = os.getpid()
         self._synchronizers: list[Callable[[torch.nn.Module], None]] = []
 
@@ -148,6 +150,7 @@ class Context:
         """Says farewell and ends the progress thread, in bounded time. Idempotent."""
         if self._is_forked():
             return
+        self.is_closed = True
         self.group.announce_end("it has shut down")
         self.engine.shutdown(_SHUTDOWN_S)
         self.gloo = None
