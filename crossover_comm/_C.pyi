@@ -15,7 +15,7 @@ class Schedule:
     def size(self) -> int: ...
     @property
     def stochasticity(self) -> str:
-        """"doubly", "row" or "column"."""
+        """Which sums of W are 1: "doubly", "row" or "column"."""
     def rows(self, round: int, segment: int) -> list[Row]:
         """All rows of the mixing matrix without its diagonal, one per rank."""
     def program(
@@ -124,7 +124,9 @@ class Engine:
     def counters(self) -> dict[str, int]:
         """payload_sent_bytes, payload_received_bytes, wire_sent_bytes, wire_received_bytes,
         messages_sent, messages_received."""
-    def events(self, first: int) -> tuple[list[tuple[float, str, int, int, int, int, int, int]], int]:
+    def events(
+        self, first: int
+    ) -> tuple[list[tuple[float, str, int, int, int, int, int, int]], int]:
         """Records (time_s, kind, plan, round, segment, phase, peer, bytes) from index `first` on,
         and the index to ask for next."""
 
