@@ -50,7 +50,7 @@ def test_a_nan_is_named_where_it_is_and_never_spreads() -> None:
     results = run_ranks(spoil_a_parameter, SIZE, check=False)
     assert [result.exit_code for result in results] == [1, 1, 1]
     cause = (
-        r"rank 1: segment 2 '2\.weight': tensor 0 holds 1 non-finite value "
+        r"rank 1: segment 2 '2\.weight': parameter '2\.weight' holds 1 non-finite value "
         r"\(NaN or infinity\)"
     )
     assert re.search(f"NonFiniteError: {PLACE}{cause}", results[1].stderr), results[1].stderr

@@ -47,7 +47,7 @@ def test_a_stopped_rank_is_lost_by_the_liveness_deadline(transport: str) -> None
         survivors = [ranks.wait_for(rank) for rank in (0, 2)]
     message = re.compile(
         f"TransportError: {PLACE}{heard_from(SIZE)}"
-        r"rank 1: no sign of life for [34]\.?\d* s \(timeout 3 s\)"
+        r"rank 1: no sign of life for \d+\.?\d* s \(timeout 3 s\)"
     )
     for result in survivors:
         assert message.search(result.stderr), result.stderr

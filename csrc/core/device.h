@@ -70,8 +70,9 @@ struct PackSpec {
   Slice slice;
   Dtype wire = Dtype::kFloat32;
   NonFinitePolicy non_finite = NonFinitePolicy::kRaise;
-  std::string where;                       // names the segment in a NonFiniteError
-  std::shared_ptr<Fence> after = nullptr;  // the tensors are read after this point; null: at once
+  std::string where;                        // names the segment in a NonFiniteError
+  std::shared_ptr<Fence> after = nullptr;   // the tensors are read after this point; null: at once
+  std::span<const std::string> names = {};  // of the tensors, for messages; empty: unknown
 };
 
 /// One peer's message, complete.

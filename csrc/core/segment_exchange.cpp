@@ -75,7 +75,9 @@ PackSpec SegmentExchange::pack_spec(const TensorList& tensors, const Slice& slic
           wire_,
           context_.non_finite,
           describe_segment(context_.plan, context_.segment),
-          tensors.buffer ? nullptr : posted_};
+          tensors.buffer ? nullptr : posted_,
+          tensors.buffer ? std::span<const std::string>{}
+                         : context_.plan.segment(context_.segment).tensors};
 }
 
 void SegmentExchange::reserve(std::unique_ptr<DeviceBuffer>& buffer, size_t bytes, Device& device) {

@@ -111,9 +111,10 @@ class HostSource final : public MessageSource {
     non_finite_found_.fetch_add(found, std::memory_order_relaxed);
     if (spec_.non_finite == NonFinitePolicy::kIgnore) return;
     const int64_t in_tensor = count_in_tensor(tensor);
-    throw NonFiniteError(spec_.where + ": tensor " + std::to_string(tensor) + " holds " +
-                         std::to_string(in_tensor) + " non-finite value" +
-                         (in_tensor == 1 ? "" : "s") + " (NaN or infinity)");
+    const std::string name = spec_.names.empty() ? "tensor " + std::to_string(tensor)
+                                                 : "parameter '" + spec_.names[tensor] + "'";
+    throw NonFiniteError(spec_.where + ": " + name + " holds " + std::to_string(in_tensor) +
+                         " non-finite value" + (in_tensor == 1 ? "" : "s") + " (NaN or infinity)");
   }
 
   /// Over the whole tensor, so that the message does not depend on the size of a window.
