@@ -116,7 +116,7 @@ bool FakeCuda::step(StreamHandle stream) {
 std::vector<StreamHandle> FakeCuda::runnable() const {
   std::vector<StreamHandle> found;
   for (const auto& [stream, queue] : streams_) {
-    if (can_step(queue)) found.push_back(stream);
+    if (can_step(queue) && !held_.contains(stream)) found.push_back(stream);
   }
   return found;
 }
@@ -130,10 +130,13 @@ void FakeCuda::run() {
 
 void FakeCuda::run_some(std::mt19937& generator, int count) {
   const std::lock_guard lock(mutex_);
-  for (; count > 0; --count) {
+  while (count > 0) {
     const std::vector<StreamHandle> streams = runnable();
     if (streams.empty()) return;
-    step(streams[generator() % streams.size()]);
+    const StreamHandle drawn = streams[generator() % streams.size()];
+    for (unsigned burst = 1U << generator() % 8; burst > 0 && count > 0; --burst, --count) {
+      if (!step(drawn)) break;
+    }
   }
 }
 

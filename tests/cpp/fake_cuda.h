@@ -31,8 +31,11 @@ class FakeCuda final : public CudaRuntime {
   bool step(StreamHandle stream);
   /// Everything that can be done without waiting for the host, streams in turn.
   void run();
-  /// At most `count` steps on streams drawn by `generator`.
+  /// At most `count` steps, in bursts on streams drawn by `generator`: some lag far behind.
   void run_some(std::mt19937& generator, int count);
+  /// From now on the stream does nothing, or goes on.
+  void hold(StreamHandle stream) { held_.insert(stream); }
+  void let_go(StreamHandle stream) { held_.erase(stream); }
   /// The next call of this name fails.
   void fail_next(const std::string& call) { failing_ = call; }
   /// From now on a call_host() first does what is before it on its stream, then the call.
@@ -100,6 +103,7 @@ class FakeCuda final : public CudaRuntime {
   std::map<std::byte*, std::pair<size_t, int>> device_memory_;
   std::map<std::byte*, size_t> pinned_memory_;
   std::set<StreamHandle> capturing_;
+  std::set<StreamHandle> held_;
   std::map<std::thread::id, int> current_;
   std::map<std::string, int> calls_;
   std::vector<std::string> done_;
