@@ -30,7 +30,8 @@ std::string nccl_version_text(int version);
 /// A loaded libnccl. It stays mapped until the process ends: threads of it may outlive every user.
 class NcclLibrary {
  public:
-  static constexpr int kMinVersion = nccl::version_code(2, 18, 1);
+  /// The first whose ncclCommAbort may come from another thread than the calls before it.
+  static constexpr int kMinVersion = nccl::version_code(2, 19, 1);
 
   /// Takes the first library that is there. TransportError if there is none (each place and why
   /// not), if the one found is older than kMinVersion, or lacks a symbol (which). A library that is

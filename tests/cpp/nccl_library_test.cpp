@@ -56,7 +56,7 @@ TEST_F(NcclLoader, ThePackageComesBeforeTheLoadersPath) {
 TEST_F(NcclLoader, AnOldVersionIsRefusedWithBothVersionsAndThePlace) {
   fake_nccl().script("version=2804");
   const std::string text = refusal({.override_path = FAKE_NCCL_PATH, .wheel_path = {}});
-  EXPECT_TRUE(contains(text, "is version 2.8.4; expected 2.18.1 or newer")) << text;
+  EXPECT_TRUE(contains(text, "is version 2.8.4; expected 2.19.1 or newer")) << text;
   EXPECT_TRUE(contains(text, FAKE_NCCL_PATH)) << text;
 }
 
