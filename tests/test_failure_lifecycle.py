@@ -20,7 +20,7 @@ from spawn import ROOT, run_ranks
 import crossover_comm as cc
 from crossover_comm import _C
 
-SIZE = 5
+SIZE = 3
 HERE = Path(__file__).resolve()
 FORWARD = cc.GossipConfig(overlap="forward", segments=200)
 OURS = ("[pidfd]", "memfd:", "[eventfd]")

@@ -45,6 +45,8 @@ def test_a_stopped_rank_is_lost_by_the_liveness_deadline(transport: str) -> None
             ranks.wait_for_line(rank, "training")
         ranks.send_signal(1, signal.SIGSTOP)
         survivors = [ranks.wait_for(rank) for rank in (0, 2)]
+        ranks.send_signal(1, signal.SIGCONT)
+        resumed = ranks.wait_for(1)
     message = re.compile(
         f"TransportError: {PLACE}{heard_from(SIZE)}"
         r"rank 1: no sign of life for \d+\.?\d* s \(timeout 3 s\)"
@@ -54,6 +56,8 @@ def test_a_stopped_rank_is_lost_by_the_liveness_deadline(transport: str) -> None
         assert result.exit_code == 1
         assert result.left_processes == ()
         assert not holdings_of(result).keys() & {"thread python", "[pidfd]", "mapped memfd"}
+    assert resumed.exit_code == 1
+    assert re.search(f"TransportError: {PLACE}rank [02]", resumed.stderr), resumed.stderr
 
 
 class WarningsPrinted(logging.Handler):
