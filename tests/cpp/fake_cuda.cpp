@@ -99,7 +99,7 @@ void FakeCuda::put(StreamHandle stream, std::string name, std::function<void()> 
 bool FakeCuda::can_step(const std::deque<Work>& stream) const {
   if (stream.empty()) return false;
   const Work& work = stream.front();
-  return work.awaited == 0 || events_.at(work.awaited).reached >= work.generation;
+  return work.awaited == 0 || !events_.at(work.awaited).pending.contains(work.generation);
 }
 
 bool FakeCuda::step(StreamHandle stream) {
@@ -247,9 +247,10 @@ void FakeCuda::record(EventHandle event, StreamHandle stream) {
   count("cudaEventRecord");
   const std::lock_guard lock(mutex_);
   const uint64_t generation = ++events_.at(event).recorded;
+  events_.at(event).pending.insert(generation);
   put(stream, "", [this, event, generation] {
     const auto found = events_.find(event);
-    if (found != events_.end()) found->second.reached = generation;
+    if (found != events_.end()) found->second.pending.erase(generation);
   });
 }
 
@@ -262,12 +263,12 @@ void FakeCuda::wait(StreamHandle stream, EventHandle event) {
 bool FakeCuda::is_done(EventHandle event) {
   count("cudaEventQuery");
   const std::lock_guard lock(mutex_);
-  return events_.at(event).reached == events_.at(event).recorded;
+  return events_.at(event).is_done();
 }
 
 void FakeCuda::wait_for_event(EventHandle event) {
   count("cudaEventSynchronize");
-  run_until([&] { return events_.at(event).reached == events_.at(event).recorded; });
+  run_until([&] { return events_.at(event).is_done(); });
 }
 
 void FakeCuda::copy_to_device(std::byte* to, const std::byte* from, size_t bytes,

@@ -82,7 +82,8 @@ class FakeCuda final : public CudaRuntime {
  private:
   struct Event {
     uint64_t recorded = 0;
-    uint64_t reached = 0;
+    std::set<uint64_t> pending;  // records not reached; a wait means the one before it
+    bool is_done() const { return !pending.contains(recorded); }
   };
   struct Work {
     std::string name;

@@ -1,0 +1,269 @@
+// The CUDA kernels against the host's: every pair of types, awkward sizes, every alignment.
+#include "cuda/kernels.h"
+
+#include <algorithm>
+
+#include "cuda/cuda_tables.h"
+#include "gpu_memory.h"
+
+namespace crossover::testing {
+namespace {
+
+using Numels = std::vector<int64_t>;
+
+const std::vector<Numels> kShapes = {
+    {0},
+    {1},
+    {7},
+    {kTileNumel - 1},
+    {kTileNumel},
+    {kTileNumel + 1},
+    {3 * kTileNumel + 5},
+    {10, 0, kTileNumel + 1, 1, 37, 2 * kTileNumel, 0},
+};
+
+class CudaKernels : public OnGpu {};
+
+/// Tensors on the GPU, each `shift` elements after an aligned address, and their image.
+class Tensors {
+ public:
+  Tensors(std::shared_ptr<CudaRuntime> runtime, StreamHandle stream, Dtype dtype, Numels numels,
+          size_t shift, Values values, uint32_t seed)
+      : notes(runtime, 0, numels, stream), dtype_(dtype), numels_(std::move(numels)) {
+    for (const int64_t numel : numels_) {
+      const Bytes elements = random_elements(dtype, numel, values, seed++);
+      memory_.push_back(
+          std::make_unique<GpuBytes>(*runtime, stream, elements, shift * dtype_bytes(dtype)));
+      addresses_.push_back(memory_.back()->data());
+      image.insert(image.end(), elements.begin(), elements.end());
+    }
+  }
+
+  BoundTensors bind(const Slice& slice, StreamHandle stream) {
+    const TensorList list{dtype_, addresses_, numels_, &notes};
+    return bind_noted(list, slice, notes.for_packs(), stream);
+  }
+  int64_t numel() const { return notes.layout().numel(); }
+  std::byte* image_at(int64_t element) {
+    return image.data() + static_cast<size_t>(element) * dtype_bytes(dtype_);
+  }
+  Bytes get() const {
+    Bytes all;
+    for (const auto& tensor : memory_) {
+      const Bytes content = tensor->get();
+      all.insert(all.end(), content.begin(), content.end());
+    }
+    return all;
+  }
+
+  CudaNotes notes;
+  Bytes image;  // all elements laid end to end, as they were
+
+ private:
+  Dtype dtype_;
+  Numels numels_;
+  std::vector<std::unique_ptr<GpuBytes>> memory_;
+  std::vector<void*> addresses_;
+};
+
+std::vector<Slice> slices_of(int64_t numel) {
+  std::vector<Slice> slices{{0, numel}};
+  if (numel > 2) slices.push_back({1, numel - 1});
+  if (numel > kTileNumel) slices.push_back({numel / 2, numel / 2 + 1});
+  return slices;
+}
+
+struct PackCase {
+  Dtype from;
+  Dtype to;
+  size_t shift;      // of the tensors, in elements
+  size_t out_shift;  // of the message, in elements
+};
+
+void expect_exact_pack(const std::shared_ptr<CudaRuntime>& runtime, StreamHandle stream,
+                       const PackCase& pack, const Numels& numels, Values values) {
+  Tensors tensors(runtime, stream, pack.from, numels, pack.shift, values, 1);
+  for (const Slice& slice : slices_of(tensors.numel())) {
+    Bytes wanted(static_cast<size_t>(slice.numel()) * dtype_bytes(pack.to));
+    const int64_t found = pack_elements(tensors.image_at(slice.begin), pack.from, wanted.data(),
+                                        pack.to, slice.numel());
+    const GpuBytes out(*runtime, stream, Bytes(wanted.size()),
+                       pack.out_shift * dtype_bytes(pack.to));
+    const NonFiniteFound none;
+    Bytes counter(sizeof(none));
+    std::memcpy(counter.data(), &none, sizeof(none));
+    const GpuBytes count(*runtime, stream, counter, 0);
+    const BoundTensors bound = tensors.bind(slice, stream);
+    PackLaunch launch;
+    launch.table = bound.table;
+    launch.tiles = bound.tiles;
+    launch.slice = slice;
+    launch.out = out.data();
+    launch.found = reinterpret_cast<NonFiniteFound*>(count.data());
+    launch.from = pack.from;
+    launch.to = pack.to;
+    runtime->launch(launch, stream);
+    const std::string what = std::string(dtype_name(pack.from)) + " to " +
+                             std::string(dtype_name(pack.to)) + ", shifts " +
+                             std::to_string(pack.shift) + ", " + std::to_string(pack.out_shift);
+    expect_same(pack.to, out.get(), wanted, what);
+    NonFiniteFound told;
+    std::memcpy(&told, count.get().data(), sizeof(told));
+    EXPECT_EQ(told.count, static_cast<unsigned long long>(found)) << what;
+  }
+}
+
+TEST_F(CudaKernels, PackAsTheHostDoes) {
+  for (const Dtype from : kDtypes) {
+    for (const Dtype to : kDtypes) {
+      if (!can_pack(from, to)) continue;
+      for (const Numels& numels : kShapes) {
+        for (const Values values : {Values::kNormal, Values::kAnyBits}) {
+          expect_exact_pack(runtime, stream->get(), {from, to, 0, 0}, numels, values);
+          expect_exact_pack(runtime, stream->get(), {from, to, 1, 0}, numels, values);
+          expect_exact_pack(runtime, stream->get(), {from, to, 0, 3}, numels, values);
+        }
+      }
+    }
+  }
+}
+
+struct MixCase {
+  Dtype tensor;
+  Dtype own;
+  Dtype message;
+  size_t shift;          // of the tensors, in elements
+  size_t message_shift;  // of the messages, in elements
+};
+
+struct SentSlice {
+  Slice slice;
+  double weight;
+  Bytes content;
+};
+
+/// Mixes run by run: between two borders of slices, the same messages hold all elements.
+void mix_on_host(Tensors& tensors, const MixCase& mix, const std::vector<SentSlice>& sent) {
+  std::vector<int64_t> borders;
+  for (const SentSlice& message : sent) {
+    borders.push_back(message.slice.begin);
+    borders.push_back(message.slice.end);
+  }
+  std::sort(borders.begin(), borders.end());
+  for (size_t k = 1; k < borders.size(); ++k) {
+    std::vector<MixInput> inputs;
+    for (const SentSlice& message : sent) {
+      if (message.slice.begin > borders[k - 1] || message.slice.end < borders[k]) continue;
+      const auto at = static_cast<size_t>(borders[k - 1] - message.slice.begin);
+      inputs.push_back(
+          {message.content.data() + at * dtype_bytes(mix.message), mix.message, message.weight});
+    }
+    if (inputs.empty()) continue;
+    mix_elements(tensors.image_at(borders[k - 1]), mix.tensor, mix.own, inputs,
+                 borders[k] - borders[k - 1]);
+  }
+}
+
+void expect_exact_mix(const std::shared_ptr<CudaRuntime>& runtime, StreamHandle stream,
+                      const MixCase& mix, const Numels& numels, const std::vector<Slice>& slices,
+                      Values values) {
+  Tensors tensors(runtime, stream, mix.tensor, numels, mix.shift, values, 1);
+  std::vector<SentSlice> sent;
+  std::vector<std::unique_ptr<GpuBytes>> memory;
+  MixLaunch launch;
+  launch.slice = slices[0];
+  for (const Slice& slice : slices) {
+    const double weight = 0.3 + 0.1 * static_cast<double>(sent.size());
+    sent.push_back({slice, weight, random_elements(mix.message, slice.numel(), values, 77)});
+    memory.push_back(std::make_unique<GpuBytes>(*runtime, stream, sent.back().content,
+                                                mix.message_shift * dtype_bytes(mix.message)));
+    launch.messages[launch.num_messages++] = {memory.back()->data(), slice, weight};
+    launch.slice.begin = std::min(launch.slice.begin, slice.begin);
+    launch.slice.end = std::max(launch.slice.end, slice.end);
+  }
+  const BoundTensors bound = tensors.bind(launch.slice, stream);
+  launch.table = bound.table;
+  launch.tiles = bound.tiles;
+  launch.tensor = mix.tensor;
+  launch.own = mix.own;
+  launch.message = mix.message;
+  runtime->launch(launch, stream);
+  mix_on_host(tensors, mix, sent);
+  const std::string what = std::string(dtype_name(mix.tensor)) + " sent as " +
+                           std::string(dtype_name(mix.own)) + ", messages of " +
+                           std::string(dtype_name(mix.message)) + ", shifts " +
+                           std::to_string(mix.shift) + ", " + std::to_string(mix.message_shift);
+  expect_same(mix.tensor, tensors.get(), tensors.image, what);
+}
+
+template <class Check>
+void for_each_mix(Check check) {
+  for (const Dtype tensor : kDtypes) {
+    for (const Dtype own : kDtypes) {
+      for (const Dtype message : kDtypes) {
+        if (can_mix(tensor, own, message)) check(tensor, own, message);
+      }
+    }
+  }
+}
+
+TEST_F(CudaKernels, MixOneMessageAsTheHostDoes) {
+  for_each_mix([&](Dtype tensor, Dtype own, Dtype message) {
+    for (const Numels& numels : kShapes) {
+      const Slice whole{0, TileLayout(numels).numel()};
+      for (const Values values : {Values::kNormal, Values::kAnyBits}) {
+        const auto check = [&](size_t shift, size_t message_shift) {
+          expect_exact_mix(runtime, stream->get(), {tensor, own, message, shift, message_shift},
+                           numels, {whole}, values);
+        };
+        check(0, 0);
+        check(1, 0);
+        check(0, 3);
+      }
+    }
+  });
+}
+
+TEST_F(CudaKernels, MixSeveralMessagesInTheirOrderAsTheHostDoes) {
+  const Numels numels = kShapes.back();
+  const int64_t all = TileLayout(numels).numel();
+  for_each_mix([&](Dtype tensor, Dtype own, Dtype message) {
+    const MixCase mix{tensor, own, message, 0, 0};
+    const auto check = [&](const std::vector<Slice>& slices) {
+      expect_exact_mix(runtime, stream->get(), mix, numels, slices, Values::kNormal);
+    };
+    check({{0, all}, {0, all}, {0, all}});
+    check({{0, all / 2}, {all / 2, all}});
+    check({{0, all}, {5, 9}, {all - kTileNumel, all}});
+    check({{3, 40}, {all - 50, all - 1}});
+  });
+}
+
+TEST_F(CudaKernels, MixAsManyMessagesAsTheyTake) {
+  const Numels numels{kTileNumel + 3};
+  const std::vector<Slice> slices(kMaxMixMessages, {0, kTileNumel + 3});
+  expect_exact_mix(runtime, stream->get(),
+                   {Dtype::kFloat32, Dtype::kFloat32, Dtype::kFloat32, 0, 0}, numels, slices,
+                   Values::kNormal);
+}
+
+TEST_F(CudaKernels, WriteNothingOnceCancelled) {
+  const Numels numels{kTileNumel + 3};
+  Tensors tensors(runtime, stream->get(), Dtype::kFloat32, numels, 0, Values::kNormal, 1);
+  const Slice whole{0, tensors.numel()};
+  const GpuBytes message(*runtime, stream->get(), Bytes(static_cast<size_t>(whole.end) * 4), 0);
+  const GpuBytes flag(*runtime, stream->get(), Bytes(4, std::byte{1}), 0);
+  const BoundTensors bound = tensors.bind(whole, stream->get());
+  MixLaunch launch;
+  launch.table = bound.table;
+  launch.tiles = bound.tiles;
+  launch.slice = whole;
+  launch.cancelled = reinterpret_cast<const uint32_t*>(flag.data());
+  launch.num_messages = 1;
+  launch.messages[0] = {message.data(), whole, 0.5};
+  runtime->launch(launch, stream->get());
+  expect_same(Dtype::kFloat32, tensors.get(), tensors.image, "cancelled");
+}
+
+}  // namespace
+}  // namespace crossover::testing
