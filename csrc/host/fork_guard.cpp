@@ -87,9 +87,6 @@ void remove_child_action(int id) noexcept {
   std::erase_if(tables.actions, [id](const auto& entry) { return entry.first == id; });
 }
 
-uint64_t generation() noexcept {
-  registry();  // forks count from the first use on
-  return current_generation.load(std::memory_order_relaxed);
-}
+uint64_t generation() noexcept { return current_generation.load(std::memory_order_relaxed); }
 
 }  // namespace crossover::fork_guard
