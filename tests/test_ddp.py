@@ -21,7 +21,7 @@ from torch.optim import optimizer as torch_optimizer
 from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.context import Context
 from crossover_comm.ddp import REFUSED, DistributedDataParallel
-from crossover_comm.errors import InvalidArgument
+from crossover_comm.errors import CrossoverError, InvalidArgument
 from crossover_comm.hooks import synchronize
 
 
@@ -196,7 +196,7 @@ def test_a_parameter_unfrozen_after_wrapping_is_noticed_at_its_step() -> None:
         optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
         step(ddp, optimizer)
         model[0].requires_grad_(True)
-        with pytest.raises(InvalidArgument, match=r"'0\.weight': .* unfrozen or put in its place"):
+        with pytest.raises(CrossoverError, match=r"'0\.weight': .* unfrozen or put in its place"):
             step(ddp, optimizer)
 
     run_ranks(2, work)
@@ -208,7 +208,7 @@ def test_parameters_replaced_after_wrapping_are_noticed_at_their_step() -> None:
         ddp = wrap(context, model)
         model.load_state_dict(mlp(4, 8, 3).state_dict(), assign=True)
         optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
-        with pytest.raises(InvalidArgument, match=r"'0\.weight': .* unfrozen or put in its place"):
+        with pytest.raises(CrossoverError, match=r"'0\.weight': .* unfrozen or put in its place"):
             step(ddp, optimizer)
 
     run_ranks(2, work)
