@@ -93,8 +93,8 @@ void NcclCommunicator::abort() {
 // and is left behind if it does not return.
 void NcclCommunicator::end(bool abort) {
   ending_ = std::make_shared<Ending>();
-  std::thread([ending = ending_, library = library_, events = events_, abort,
-               communicator = std::exchange(communicator_, nullptr)] {
+  std::thread([ending = ending_, library = library_, events = events_, kept = std::move(kept_),
+               abort, communicator = std::exchange(communicator_, nullptr)]() mutable {
     try {
       events->make_current();
     } catch (const CrossoverError&) {
@@ -105,6 +105,7 @@ void NcclCommunicator::end(bool abort) {
     } else {
       library->functions().ncclCommDestroy(communicator);
     }
+    kept.reset();
     const std::lock_guard lock(ending->mutex);
     ending->over = true;
     ending->changed.notify_all();

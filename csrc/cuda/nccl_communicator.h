@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "cuda/nccl_library.h"
 #include "cuda/stream_events.h"
@@ -56,6 +57,8 @@ class NcclCommunicator {
   /// communicator is then gone; calls other than the destructor and abort() are wrong.
   void abort();
   bool standing() const { return communicator_ != nullptr; }
+  /// Keeps memory that a kernel may still use until the end is over; replaces what was kept.
+  void keep(std::shared_ptr<void> memory) { kept_ = std::move(memory); }
 
  private:
   struct Ending;
@@ -71,6 +74,7 @@ class NcclCommunicator {
   std::string call_;
   bool busy_ = false;
   bool finalized_ = false;
+  std::shared_ptr<void> kept_;
   std::shared_ptr<Ending> ending_;
 };
 

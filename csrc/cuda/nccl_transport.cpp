@@ -60,14 +60,9 @@ NcclTransport::NcclTransport(NcclTransportConfig config, std::shared_ptr<const N
       device_(std::move(device)),
       control_(std::move(control)),
       clock_(clock),
-      communicator_(config_.communicator, std::move(library), std::move(events)),
-      contact_buffer_(
-          device_->allocate(2 * kContactBytes * std::max<size_t>(1, config_.warm_peers.size()))) {}
+      communicator_(config_.communicator, std::move(library), std::move(events)) {}
 
-NcclTransport::~NcclTransport() {
-  // Kernels of a contact that never came may still use it, and to free it would wait for them.
-  (void)contact_buffer_.release();
-}
+NcclTransport::~NcclTransport() = default;
 
 void NcclTransport::receive(int peer, const MessageTag& tag, MessageSink& sink, uint64_t token) {
   queue_.add({tag, peer, nullptr, &sink, token, false});
@@ -196,8 +191,15 @@ bool NcclTransport::settle(std::vector<TransportEvent>& events) {
 }
 
 void NcclTransport::contact_peers() {
+  struct Memory {
+    std::shared_ptr<Device> device;  // outlives its buffer
+    std::unique_ptr<DeviceBuffer> buffer;
+  };
+  const size_t bytes = 2 * kContactBytes * std::max<size_t>(1, config_.warm_peers.size());
+  const auto memory = std::make_shared<Memory>(Memory{device_, device_->allocate(bytes)});
+  communicator_.keep(memory);
   std::vector<NcclTransfer> group;
-  std::byte* at = contact_buffer_->data();
+  std::byte* at = memory->buffer->data();
   for (const int peer : config_.warm_peers) {
     group.push_back({true, peer, at, kContactBytes});
     group.push_back({false, peer, at + kContactBytes, kContactBytes});
@@ -254,7 +256,7 @@ bool NcclTransport::retire_groups() {
   while (!in_flight_.empty() && events_->done(in_flight_.front().mark)) {
     if (in_flight_.front().transfers.empty()) {
       counters_.first_contact_s = now_s_ - began_s_;
-      contact_buffer_.reset();
+      communicator_.keep(nullptr);
     }
     in_flight_.pop_front();
     moved = true;

@@ -96,7 +96,6 @@ class NcclTransport final : public Transport {
   const std::unique_ptr<Transport> control_;
   const Clock& clock_;
   NcclCommunicator communicator_;
-  std::unique_ptr<DeviceBuffer> contact_buffer_;  // until the first contact is complete
 
   Stage stage_ = Stage::kNew;
   double now_s_ = -1.0;  // less the time for which this process was stopped
