@@ -106,14 +106,15 @@ struct Vector {
   __device__ static bool is_aligned(const Storage* address) {
     return reinterpret_cast<uintptr_t>(address) % kBytes == 0;
   }
+  // Past the first-level cache: each element is used once. The intrinsics keep an access whole.
   __device__ void load(const Storage* from) {
-    const Memory word = *reinterpret_cast<const Memory*>(from);
+    const Memory word = __ldcg(reinterpret_cast<const Memory*>(from));
     memcpy(elements, &word, kBytes);
   }
   __device__ void store(Storage* to) const {
     Memory word;
     memcpy(&word, elements, kBytes);
-    *reinterpret_cast<Memory*>(to) = word;
+    __stcg(reinterpret_cast<Memory*>(to), word);
   }
 };
 
