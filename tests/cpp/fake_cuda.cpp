@@ -274,18 +274,18 @@ void FakeCuda::wait_for_event(EventHandle event) {
 void FakeCuda::copy_to_device(std::byte* to, const std::byte* from, size_t bytes,
                               StreamHandle stream) {
   count("cudaMemcpyAsync");
-  put(stream, "copy to device", [=] { std::memcpy(to, from, bytes); });
+  put(stream, "copy to device", [=] { std::copy_n(from, bytes, to); });
 }
 
 void FakeCuda::copy_to_host(std::byte* to, const std::byte* from, size_t bytes,
                             StreamHandle stream) {
   count("cudaMemcpyAsync");
-  put(stream, "copy to host", [=] { std::memcpy(to, from, bytes); });
+  put(stream, "copy to host", [=] { std::copy_n(from, bytes, to); });
 }
 
 void FakeCuda::fill(std::byte* to, unsigned char value, size_t bytes, StreamHandle stream) {
   count("cudaMemsetAsync");
-  put(stream, "fill", [=] { std::memset(to, value, bytes); });
+  put(stream, "fill", [=] { std::fill_n(to, bytes, std::byte{value}); });
 }
 
 void FakeCuda::launch(const PackLaunch& launch, StreamHandle stream) {
