@@ -70,7 +70,7 @@ class Crossover(Topology):
 
     name: ClassVar[str] = "crossover"
 
-    def schedule(self, size: int, seed: int, num_segments: int) -> _C.Schedule:
+    def schedule(self, size: int, seed: int, num_segments: int) -> _C.PeerSchedule:
         _check_seed(self.name, seed, 2**64 - 1)
         return _C.crossover_schedule(size, seed)
 
@@ -86,7 +86,7 @@ class CrossoverSequential(Topology):
 
     name: ClassVar[str] = "crossover-sequential"
 
-    def schedule(self, size: int, seed: int, num_segments: int) -> _C.Schedule:
+    def schedule(self, size: int, seed: int, num_segments: int) -> _C.PeerSchedule:
         _check_seed(self.name, seed, 2**32 - 1)
         return _C.crossover_sequential_schedule(size, seed, num_segments)
 
@@ -100,7 +100,7 @@ class Exponential(Topology):
 
     name: ClassVar[str] = "exponential"
 
-    def schedule(self, size: int, seed: int, num_segments: int) -> _C.Schedule:
+    def schedule(self, size: int, seed: int, num_segments: int) -> _C.PeerSchedule:
         return _C.exponential_schedule(size)
 
 
@@ -113,7 +113,7 @@ class Ring(Topology):
 
     name: ClassVar[str] = "ring"
 
-    def schedule(self, size: int, seed: int, num_segments: int) -> _C.Schedule:
+    def schedule(self, size: int, seed: int, num_segments: int) -> _C.PeerSchedule:
         return _C.ring_schedule(size)
 
 
@@ -126,7 +126,7 @@ class Complete(Topology):
 
     name: ClassVar[str] = "complete"
 
-    def schedule(self, size: int, seed: int, num_segments: int) -> _C.Schedule:
+    def schedule(self, size: int, seed: int, num_segments: int) -> _C.PeerSchedule:
         return _C.complete_schedule(size)
 
 
@@ -162,12 +162,12 @@ class Table(Topology):
         """Number of ranks that the tables are made for."""
         return len(self.tables[0])
 
-    def schedule(self, size: int, seed: int, num_segments: int) -> _C.Schedule:
+    def schedule(self, size: int, seed: int, num_segments: int) -> _C.PeerSchedule:
         if size != self.size:
             raise InvalidArgument(f"table: made for {self.size} ranks, the job has {size}")
         return self._schedule()
 
-    def _schedule(self) -> _C.Schedule:
+    def _schedule(self) -> _C.PeerSchedule:
         rows = [[list(row) for row in table] for table in self.tables]
         return _C.table_schedule(rows, self.stochasticity, self.rotate_by_segment)
 
@@ -200,18 +200,30 @@ def topology_from(topology: str | Topology) -> Topology:
     raise InvalidArgument(f"topology: expected a Topology or one of {known}; got {topology!r}")
 
 
-def mixing_matrix(schedule: _C.Schedule, round: int, segment: int) -> npt.NDArray[np.float64]:
+def mixing_matrix(
+    schedule: _C.Schedule, round: int, segment: int, *, numel: int = 1, element: int = 0
+) -> npt.NDArray[np.float64]:
     """W of one draw, diagonal included: after mixing, rank i holds sum_j W[i, j] x_j.
+
+    Args:
+        numel: elements of the segment, at least 1. Programs of several phases cut it into slices.
+        element: the one whose W is asked for, in 0..numel-1. A `PeerSchedule` has the same W for
+            all of them.
 
     Returns:
         float64 array of shape (size, size); row = receiver, column = source.
     """
-    rows = schedule.rows(round, segment)
-    matrix = np.zeros((len(rows), len(rows)))
-    for rank, row in enumerate(rows):
-        for peer, weight in row:
-            matrix[rank, peer] = weight
-        matrix[rank, rank] = 1.0 - sum(weight for _, weight in row)
+    if not 0 <= element < numel:
+        raise InvalidArgument(f"element: expected 0..{numel - 1}, got {element}")
+    programs = [schedule.program(round, segment, numel, r) for r in range(schedule.size)]
+    matrix = np.eye(schedule.size)
+    for phase in range(max(map(len, programs))):
+        before = matrix.copy()
+        for rank, program in enumerate(programs):
+            receives = program[phase][1] if phase < len(program) else []
+            for peer, begin, end, weight in receives:
+                if begin <= element < end:
+                    matrix[rank] += weight * (before[peer] - before[rank])
     return matrix
 
 

@@ -31,7 +31,7 @@ SWAP: list[Row] = [[(1, 0.5)], [(0, 0.5)]]
 LAZY_SWAP: list[Row] = [[(1, 0.25)], [(0, 0.25)]]
 
 
-def expect_rows(schedule: _C.Schedule, formula: Callable[[int, int, int], Row]) -> None:
+def expect_rows(schedule: _C.PeerSchedule, formula: Callable[[int, int, int], Row]) -> None:
     for round in [0, 1, 2, 7]:
         for segment in [0, 1, 4]:
             expected = [formula(rank, round, segment) for rank in range(schedule.size)]

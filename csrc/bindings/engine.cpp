@@ -190,8 +190,8 @@ void bind_engine(py::module_& m) {
            "incarnation"_a, "warn"_a)
       .def(
           "add_plan",
-          [](PythonEngine& self, const SegmentPlan& plan,
-             const std::shared_ptr<PeerSchedule>& schedule, uint64_t first_round) {
+          [](PythonEngine& self, const SegmentPlan& plan, const std::shared_ptr<Schedule>& schedule,
+             uint64_t first_round) {
             return self.engine().add_plan(plan, schedule, host_device(), first_round);
           },
           "plan"_a, "schedule"_a, "first_round"_a)

@@ -23,7 +23,7 @@ constexpr std::pair<const char*, Stochasticity> kStochasticities[] = {
     {"row", Stochasticity::kRow},
     {"column", Stochasticity::kColumn}};
 
-std::string stochasticity_name(const PeerSchedule& schedule) {
+std::string stochasticity_name(const Schedule& schedule) {
   for (const auto& [name, value] : kStochasticities) {
     if (value == schedule.stochasticity()) return name;
   }
@@ -50,8 +50,8 @@ using PythonSend = std::tuple<int, int64_t, int64_t>;
 using PythonReceive = std::tuple<int, int64_t, int64_t, double>;
 using PythonPhase = std::pair<std::vector<PythonSend>, std::vector<PythonReceive>>;
 
-std::vector<PythonPhase> python_program(const PeerSchedule& schedule, uint64_t round,
-                                        uint32_t segment, int64_t numel, int rank) {
+std::vector<PythonPhase> python_program(const Schedule& schedule, uint64_t round, uint32_t segment,
+                                        int64_t numel, int rank) {
   std::vector<PythonPhase> result;
   for (const Phase& phase : schedule.program({round, segment}, numel, rank).phases) {
     auto& [sends, receives] = result.emplace_back();
@@ -87,12 +87,13 @@ auto shared(std::unique_ptr<PeerSchedule> (*make)(Args...)) {
 
 void bind_schedules(py::module_& m) {
   using namespace py::literals;
-  py::class_<PeerSchedule, std::shared_ptr<PeerSchedule>>(m, "Schedule")
-      .def_property_readonly("name", &PeerSchedule::name)
-      .def_property_readonly("size", &PeerSchedule::size)
+  py::class_<Schedule, std::shared_ptr<Schedule>>(m, "Schedule")
+      .def_property_readonly("name", &Schedule::name)
+      .def_property_readonly("size", &Schedule::size)
       .def_property_readonly("stochasticity", &stochasticity_name)
-      .def("rows", &python_rows, "round"_a, "segment"_a)
       .def("program", &python_program, "round"_a, "segment"_a, "numel"_a, "rank"_a);
+  py::class_<PeerSchedule, Schedule, std::shared_ptr<PeerSchedule>>(m, "PeerSchedule")
+      .def("rows", &python_rows, "round"_a, "segment"_a);
   m.def("crossover_schedule", shared(&crossover_schedule), "size"_a, "seed"_a);
   m.def("crossover_sequential_schedule", shared(&crossover_sequential_schedule), "size"_a, "seed"_a,
         "num_segments"_a);
