@@ -55,6 +55,10 @@ Registry& registry() {
   return *tables;
 }
 
+// Made when the library is loaded: a fork while another thread is making it would leave the child
+// waiting for that thread for ever.
+[[maybe_unused]] const Registry& made_at_load = registry();
+
 }  // namespace
 
 void guard(int fd) {
