@@ -122,6 +122,10 @@ class Engine:
     def round(self, plan: int, segment: int) -> int:
         """The open round of the segment, or the next one."""
     def is_open(self, plan: int) -> bool: ...
+    def weights(self, plan: int) -> list[float]:
+        """Push-sum's w per segment in model order, as of its last mix; 1.0 without push-sum."""
+    def set_weights(self, plan: int, weights: Sequence[float]) -> None:
+        """Takes up what weights() gave; no round is open."""
     def fail(self, cause: str) -> None:
         """Records a failure of this rank's own, so that the others learn it."""
     def shutdown(self, timeout_s: float) -> None:

@@ -95,10 +95,15 @@ PRESETS: Final[Mapping[str, GossipConfig]] = MappingProxyType(
     {
         "crossover": GossipConfig(),
         "dpsgd": GossipConfig(topology="ring", overlap="backward"),
+        "sgp": GossipConfig(topology="exponential", overlap="forward"),
     }
 )
 """Named configurations. ``"crossover"``: a fresh derangement per round and segment.
-``"dpsgd"``: both neighbours of a ring, step and mixing in D-PSGD's order (arXiv 1705.09056)."""
+``"dpsgd"``: both neighbours of a ring, step and mixing in D-PSGD's order (arXiv 1705.09056).
+``"sgp"``: Stochastic Gradient Push without overlap over the directed one-peer exponential graph
+(arXiv 1811.10792, algorithm 1): parameters after the step are exchanged, as in mode ``"none"``, and
+awaited where the next forward needs them. Every draw is doubly stochastic, so w stays 1; for other
+digraphs: ``topology=from_networkx(graph, push_sum=True)``."""
 
 
 def resolve(gossip: str | GossipConfig | None) -> GossipConfig:

@@ -64,7 +64,17 @@ class Gossip:
             "segments": describe(self.segments),
         }
         context.agree("the model's gossip", canonical_json(description))
-        self.plan = self._add_plan(config, overlap)
+        self._schedule = topology_from(config.topology).schedule(
+            context.launch.size, config.seed, len(self.segments)
+        )
+        self._plan = self._plan_of_segments(config, overlap)
+        self._companions: list[int] = []
+        self.plan = self._add_plan()
+
+    @property
+    def is_push_sum(self) -> bool:
+        """Whether parameters are x / w of a column-stochastic exchange."""
+        return self._schedule.stochasticity == "column"
 
     @property
     def is_open(self) -> bool:
@@ -87,24 +97,26 @@ class Gossip:
         self.context.engine.open_round(self.plan, addresses)
         self._open = set(range(len(self.segments)))
 
-    def close_round(self) -> None:
-        """Awaits and mixes every segment that is still open.
+    def close_round(self) -> list[int]:
+        """Awaits and mixes every segment that is still open, and tells which these were.
 
         Raises:
             InvalidArgument: If a parameter was written or moved since it was posted.
             CrossoverError: The engine's first failure.
         """
         if not self._open:
-            return
+            return []
         _refuse_capture()
         for index in self._open:
             self._require_untouched(index)
         self.context.engine.close_round(self.plan, self._addresses)
         _increment_versions([p for index in self._open for p in self.segments[index].parameters])
+        mixed = sorted(self._open)
         self._open.clear()
+        return mixed
 
-    def wait_segment(self, index: int, tensors: Sequence[torch.Tensor] | None = None) -> None:
-        """Awaits and mixes one segment; returns at once if it is not open.
+    def wait_segment(self, index: int, tensors: Sequence[torch.Tensor] | None = None) -> bool:
+        """Awaits and mixes one segment; False at once if it is not open.
 
         Args:
             index: The segment, in model order.
@@ -115,7 +127,7 @@ class Gossip:
             InvalidArgument, CrossoverError: As for :meth:`close_round`.
         """
         if index not in self._open:
-            return
+            return False
         _refuse_capture()
         # A compiled graph counts its writes, this very mix, before it runs.
         self._require_untouched(index, num_expected=0 if tensors is None else 1)
@@ -126,6 +138,7 @@ class Gossip:
         self.context.engine.wait_segment(self.plan, index, addresses)
         _increment_versions(tensors or self.segments[index].parameters)
         self._open.discard(index)
+        return True
 
     def has(self, name: str) -> bool:
         """Whether the parameter of this name is gossiped."""
@@ -140,13 +153,33 @@ class Gossip:
         self.context.engine.fail(message)
         raise InvalidArgument(message)
 
-    def remove(self) -> None:
-        """Takes the plan out of the engine; an open round is dropped."""
-        self.context.engine.remove_plan(self.plan)
+    def weights(self) -> list[float]:
+        """Push-sum's w of each segment, as of its last mix; 1.0 with other schedules."""
+        return self.context.engine.weights(self.plan)
 
-    def _add_plan(self, config: GossipConfig, overlap: Overlap) -> int:
-        num_segments = len(self.segments)
-        plan = _C.SegmentPlan(
+    def set_weights(self, weights: Sequence[float]) -> None:
+        """Takes up what `weights` gave, while no round is open.
+
+        Raises:
+            InvalidArgument: If these cannot be the segments' weights, or a round is open.
+        """
+        self.context.engine.set_weights(self.plan, weights)
+
+    def add_companion(self) -> int:
+        """Adds a plan of equal segments and draws, for tensors shaped as the parameters."""
+        self._companions.append(self._add_plan())
+        return self._companions[-1]
+
+    def remove(self) -> None:
+        """Takes the plans out of the engine; open rounds are dropped."""
+        for plan in (self.plan, *self._companions):
+            self.context.engine.remove_plan(plan)
+
+    def _add_plan(self) -> int:
+        return self.context.engine.add_plan(self._plan, self._schedule, 0)
+
+    def _plan_of_segments(self, config: GossipConfig, overlap: Overlap) -> _C.SegmentPlan:
+        return _C.SegmentPlan(
             [
                 (
                     segment.name,
@@ -157,11 +190,8 @@ class Gossip:
                 for segment in self.segments
             ],
             WIRE_DTYPES[config.wire],
-            issue_order(num_segments, overlap),
+            issue_order(len(self.segments), overlap),
         )
-        topology = topology_from(config.topology)
-        schedule = topology.schedule(self.context.launch.size, config.seed, num_segments)
-        return self.context.engine.add_plan(plan, schedule, 0)
 
     def _anchor(self, addresses: list[int]) -> None:
         """Takes note of new addresses and keeps the memory alive for the progress thread."""

@@ -21,6 +21,7 @@ from crossover_comm.context import Context, current_context, init, is_initialize
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.gossip import Gossip
 from crossover_comm.live import LiveObjects
+from crossover_comm.remedies import remedies_for
 from crossover_comm.rounds import Action, Actions, BackwardRule, RoundRule, StepNesting, StepRule
 from crossover_comm.waiting import register_wait_hooks
 
@@ -59,6 +60,7 @@ class RoundHooks:
         self._rule: RoundRule = (
             BackwardRule() if overlap == "backward" else StepRule(close_at_once=overlap == "none")
         )
+        self._remedies = remedies_for(self.gossip, config)
         self._nesting = StepNesting()
         self._synced = True
         self._known = {id(p) for p in self.gossip.parameters}
@@ -90,6 +92,22 @@ class RoundHooks:
         """Closes the open round; runs the one that a skipped step has left owing."""
         self._do(self._rule.synchronize())
 
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """The state of push-sum and of the remedies, by class name. No round is open."""
+        return {type(remedy).__name__: remedy.state_dict() for remedy in self._remedies}
+
+    def load_state_dict(self, state: Mapping[str, dict[str, Any]]) -> None:
+        """Takes up what `state_dict` gave. No round is open.
+
+        Raises:
+            InvalidArgument: It is of another model or another configuration.
+        """
+        wanted = [type(remedy).__name__ for remedy in self._remedies]
+        if sorted(state) != sorted(wanted):
+            raise InvalidArgument(f"state: expected that of {wanted}, got that of {sorted(state)}")
+        for remedy in self._remedies:
+            remedy.load_state_dict(state[type(remedy).__name__])
+
     def gossips(self, parameters: Iterable[torch.Tensor]) -> bool:
         """Whether one of them is among the gossiped."""
         return any(id(p) in self._known for p in parameters)
@@ -108,8 +126,8 @@ class RoundHooks:
         """Called where a forward is about to read a segment."""
         recomputing = _in_backward()
         self.forward_seen(grad_enabled, recomputing=recomputing)
-        if not recomputing:
-            self.gossip.wait_segment(index, tensors)
+        if not recomputing and self.gossip.wait_segment(index, tensors):
+            self._tell_mixed(index, tensors)
 
     def backward_seen(self) -> None:
         """Called when a gradient has been accumulated, from whichever thread runs the backward."""
@@ -117,20 +135,46 @@ class RoundHooks:
 
     def step_begins(self, optimizer: Optimizer, *, closure: bool) -> None:
         """Called before any optimizer steps."""
-        if self._is_ours(optimizer) and self._nesting.enter(id(optimizer)):
-            self._do(self._rule.step_begin(closure=closure))
+        if not (self._is_ours(optimizer) and self._nesting.enter(id(optimizer))):
+            return
+        actions = self._rule.step_begin(closure=closure)
+        for remedy in self._remedies:
+            remedy.step_begins(optimizer, closure=closure, exchanges=bool(actions))
+        self._do(actions)
+        for remedy in self._remedies:
+            remedy.before_step(optimizer)
 
     def step_ends(self, optimizer: Optimizer) -> None:
         """Called after any optimizer has stepped."""
-        if self._nesting.leave(id(optimizer)):
-            self._do(self._rule.step_end())
+        if not self._nesting.leave(id(optimizer)):
+            return
+        for remedy in self._remedies:
+            remedy.after_step(optimizer)
+        self._do(self._rule.step_end())
 
     def _do(self, actions: Actions) -> None:
         for action in actions:
             if action is Action.OPEN:
-                self.gossip.open_round()
+                self._open()
             else:
-                self.gossip.close_round()
+                self._close()
+
+    def _open(self) -> None:
+        for remedy in self._remedies:
+            remedy.opening()
+        self.gossip.open_round()
+        for remedy in self._remedies:
+            remedy.opened()
+
+    def _close(self) -> None:
+        for remedy in self._remedies:
+            remedy.closing()
+        for index in self.gossip.close_round():
+            self._tell_mixed(index)
+
+    def _tell_mixed(self, index: int, tensors: Sequence[torch.Tensor] | None = None) -> None:
+        for remedy in self._remedies:
+            remedy.mixed(index, tensors or self.gossip.segments[index].parameters)
 
     def _register(self) -> list[RemovableHandle]:
         ref = weakref.ref(self)

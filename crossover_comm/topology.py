@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import operator
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -137,7 +138,10 @@ class Table(Topology):
     Args:
         tables: one entry per round of the period; each holds one row per rank, and a row holds
             (peer, weight) for every peer the rank receives from, in mixing order.
-        stochasticity: the declared property of every table, "doubly", "row" or "column".
+        stochasticity: the declared property of every table, "doubly", "row" or "column". With
+            "column" a weight is the share of its own that the peer gives to the rank, the diagonal
+            is what a column leaves to 1, more than 0, and ranks exchange by push-sum: their
+            parameters' mean weighted by w is kept, also where rows do not sum to 1.
         rotate_by_segment: whether segment s starts s rounds later in the period.
 
     Raises:
@@ -211,7 +215,8 @@ def mixing_matrix(
             all of them.
 
     Returns:
-        float64 array of shape (size, size); row = receiver, column = source.
+        float64 array of shape (size, size); row = receiver, column = source. For a push-sum
+        schedule it is P, which acts on w z and w.
     """
     if not 0 <= element < numel:
         raise InvalidArgument(f"element: expected 0..{numel - 1}, got {element}")
@@ -224,6 +229,9 @@ def mixing_matrix(
             for peer, begin, end, weight in receives:
                 if begin <= element < end:
                     matrix[rank] += weight * (before[peer] - before[rank])
+    if schedule.stochasticity == "column":
+        np.fill_diagonal(matrix, 0.0)
+        np.fill_diagonal(matrix, 1.0 - matrix.sum(axis=0))
     return matrix
 
 
@@ -238,7 +246,7 @@ class Graph(Protocol):
     def is_multigraph(self) -> bool: ...
 
 
-def from_networkx(graph: Graph) -> Table:
+def from_networkx(graph: Graph, *, push_sum: bool = False) -> Table:
     """Make a static topology from a networkx graph whose nodes are the ranks 0..n-1.
 
     An edge u-v lets both ends hear each other, a directed edge u -> v lets v hear u. If every edge
@@ -249,6 +257,12 @@ def from_networkx(graph: Graph) -> Table:
     Source: Xiao, Boyd, Lall, "A scheme for robust distributed sensor fusion based on average
     consensus", IPSN 2005.
 
+    Args:
+        graph: Graph or DiGraph, without self-loops.
+        push_sum: whether weights are shares of what a rank gives away: without the attribute
+            p_ij = 1 / (1 + out-degree of j), or degree. The topology is then column-stochastic and
+            keeps the mean on any digraph (`Table`). Source: Nedic, Olshevsky, arXiv 1406.2075.
+
     Raises:
         InvalidArgument: nodes other than 0..n-1, self-loops, parallel edges, weights on some edges
             only, or weights that a row cannot have.
@@ -256,6 +270,8 @@ def from_networkx(graph: Graph) -> Table:
     sources = _in_edges(graph)
     degrees = [len(row) for row in sources]
     weighted = _is_weighted(graph)
+    if push_sum:
+        return Table(tables=[_shares(sources, weighted)], stochasticity="column")
     rows: list[Row] = []
     for rank, row in enumerate(sources):
         rows.append([])
@@ -263,6 +279,17 @@ def from_networkx(graph: Graph) -> Table:
             degree = degrees[rank] if graph.is_directed() else max(degrees[rank], degrees[peer])
             rows[-1].append((peer, float(weight) if weighted else 1.0 / (1.0 + degree)))
     return Table(tables=[rows], stochasticity=_stochasticity(rows))
+
+
+def _shares(sources: Sequence[dict[int, Any]], weighted: bool) -> list[Row]:
+    receivers = Counter(peer for row in sources for peer in row)
+    return [
+        [
+            (peer, float(weight) if weighted else 1.0 / (1.0 + receivers[peer]))
+            for peer, weight in sorted(row.items())
+        ]
+        for row in sources
+    ]
 
 
 def _in_edges(graph: Graph) -> list[dict[int, Any]]:

@@ -31,7 +31,7 @@ def test_a_configuration_resolves_to_itself() -> None:
 @pytest.mark.parametrize("gossip", ["gossip", 3, {"topology": "ring"}])
 def test_an_unknown_gossip_names_the_presets(gossip: Any) -> None:
     message = (
-        "gossip: expected one of the presets 'crossover', 'dpsgd' or a GossipConfig, "
+        f"gossip: expected one of the presets {', '.join(map(repr, PRESETS))} or a GossipConfig, "
         f"got {gossip!r}"
     )
     with pytest.raises(InvalidArgument, match=re.escape(message)):

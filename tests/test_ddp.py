@@ -48,7 +48,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         ({"dim": 1}, "dim: expected 0, got 1: not supported yet"),
         ({"bucket_cap_mb": 25}, "use gossip=GossipConfig(segments=<bytes>)"),
         ({"mixed_precision": "bf16"}, "use torch.autocast"),
-        ({"gossip": "sgp"}, "gossip: expected one of the presets"),
+        ({"gossip": "unknown"}, "gossip: expected one of the presets"),
     ],
 )
 def test_what_is_not_supported_is_refused_with_the_reason(

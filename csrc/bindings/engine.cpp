@@ -232,6 +232,15 @@ void bind_engine(py::module_& m) {
           "is_open", [](PythonEngine& self, uint32_t plan) { return self.engine().is_open(plan); },
           "plan"_a)
       .def(
+          "weights", [](PythonEngine& self, uint32_t plan) { return self.engine().weights(plan); },
+          "plan"_a)
+      .def(
+          "set_weights",
+          [](PythonEngine& self, uint32_t plan, const std::vector<double>& weights) {
+            self.engine().set_weights(plan, weights);
+          },
+          "plan"_a, "weights"_a)
+      .def(
           "fail",
           [](PythonEngine& self, const std::string& cause) {
             self.engine().fail(ErrorKind::kTransport, cause);

@@ -11,11 +11,28 @@ namespace {
 
 constexpr double kDestructorTimeout_s = 5.0;
 
+void require_push_sum_works(const Schedule& schedule, bool carries_weights) {
+  if (schedule.stochasticity() != Stochasticity::kColumn) return;
+  const std::string given =
+      "schedule '" + std::string(schedule.name()) + "' is column-stochastic (push-sum): ";
+  if (!carries_weights) {
+    throw InvalidArgument(given +
+                          "its weights travel with the messages, which this transport (NCCL) "
+                          "cannot; use transport='tcp' or 'shm', or a doubly stochastic topology");
+  }
+  if (dynamic_cast<const PeerSchedule*>(&schedule) == nullptr) {
+    throw InvalidArgument(given +
+                          "expected rounds of one exchange each, got several exchanges a round "
+                          "or exact averages among them");
+  }
+}
+
 }  // namespace
 
 Engine::Engine(const EngineConfig& config, std::unique_ptr<Transport> transport,
                std::unique_ptr<Poller> poller, const Clock& clock)
     : config_(config),
+      carries_weights_(transport && transport->carries_weights()),
       clock_(clock),
       events_(config.event_capacity),
       transport_(std::move(transport)),
@@ -54,6 +71,7 @@ uint32_t Engine::add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> sche
                           std::to_string(config_.size) + " ranks, got one for " +
                           std::to_string(schedule->size()));
   }
+  require_push_sum_works(*schedule, carries_weights_);
   const std::lock_guard lock(mutex_);
   check_usable();
   const auto id = static_cast<uint32_t>(plans_.size());
@@ -207,6 +225,27 @@ bool Engine::is_open(uint32_t plan) const {
   check_not_forked();
   const std::lock_guard lock(mutex_);
   return plan < plans_.size() && plans_[plan] && plans_[plan]->is_open();
+}
+
+std::vector<double> Engine::weights(uint32_t plan) const {
+  check_not_forked();
+  const std::lock_guard lock(mutex_);
+  std::vector<double> weights;
+  for (const SegmentState& segment : usable_plan(plan)->segments) {
+    weights.push_back(segment.exchange->weight());
+  }
+  return weights;
+}
+
+void Engine::set_weights(uint32_t plan, std::span<const double> weights) {
+  check_not_forked();
+  const std::lock_guard lock(mutex_);
+  PlanState& state = *usable_plan(plan);
+  if (state.is_open()) {
+    throw InvalidArgument("set_weights: plan " + std::to_string(plan) + " has an open round");
+  }
+  state.require_weights(weights);
+  for (size_t i = 0; i < weights.size(); ++i) state.segments[i].exchange->set_weight(weights[i]);
 }
 
 std::vector<std::string> Engine::take_warnings() {

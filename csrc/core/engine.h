@@ -60,7 +60,8 @@ class Engine {
   void start();
 
   /// Registers a plan and announces room for its round `first_round`. Every rank adds the same
-  /// plans in the same order, so that the ids agree. `schedule` is for config.size ranks.
+  /// plans in the same order, so that the ids agree. `schedule` is for config.size ranks; a
+  /// column-stochastic one needs a transport that carries weights.
   uint32_t add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> schedule,
                     std::shared_ptr<Device> device, uint64_t first_round);
 
@@ -87,6 +88,13 @@ class Engine {
   uint64_t round(uint32_t plan, uint32_t segment) const;
   /// True while a segment of the plan is posted and not mixed.
   bool is_open(uint32_t plan) const;
+
+  /// Push-sum's w of every segment in model order, as of its last mix; 1 with other schedules.
+  /// Training thread.
+  std::vector<double> weights(uint32_t plan) const;
+  /// Takes the weights up again where weights() had left them. Training thread. InvalidArgument if
+  /// a round is open, or unless there is one finite weight > 0 per segment, 1 without push-sum.
+  void set_weights(uint32_t plan, std::span<const double> weights);
 
   /// Warnings of long waits since the last call.
   std::vector<std::string> take_warnings();
@@ -151,6 +159,7 @@ class Engine {
   void check_not_forked() const;
 
   const EngineConfig config_;
+  const bool carries_weights_;
   const Clock& clock_;
   EventRing events_;
   std::atomic<bool> abandoned_{false};

@@ -57,6 +57,7 @@ void encode_header(const FrameHeader& header, std::byte* out) {
   put(out, 34, header.flags);
   put(out, 36, header.tag.segment);
   put(out, 40, header.offset);
+  put(out, 48, header.weight);
   put(out, 56, header.length);
   put(out, kChecksummedBytes, crc32c({out, kChecksummedBytes}));
 }
@@ -84,6 +85,7 @@ FrameHeader decode_header(const std::byte* in) {
   header.flags = get<uint16_t>(in, 34);
   header.tag.segment = get<uint32_t>(in, 36);
   header.offset = get<uint64_t>(in, 40);
+  header.weight = get<double>(in, 48);
   header.length = get<uint32_t>(in, 56);
   if (kind < 1 || kind > 4 || header.length > kMaxFramePayloadBytes) {
     throw TransportError("garbled stream: frame of kind " + std::to_string(kind) + " with " +

@@ -2,7 +2,7 @@
 //
 //   0 magic u32 | 4 version u16 | 6 kind u8 | 7 codec u8 | 8 epoch u32 | 12 plan u32
 //  16 incarnation u64 | 24 round u64 | 32 phase u16 | 34 flags u16 | 36 segment u32
-//  40 offset u64 | 48 weight f64 (push-sum's; zero today) | 56 length u32 (payload bytes)
+//  40 offset u64 | 48 weight f64 (of the message, for push-sum) | 56 length u32 (payload bytes)
 //  60 crc32c u32 over bytes 0..59
 //
 // The payload follows, padded with zeros to a multiple of 8.
@@ -35,6 +35,7 @@ struct FrameHeader {
   uint64_t incarnation = 0;
   MessageTag tag;
   uint64_t offset = 0;
+  double weight = 0.0;
   uint32_t length = 0;
 };
 

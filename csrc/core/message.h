@@ -27,6 +27,8 @@ using StreamHandle = uintptr_t;
 class MessageSource {
  public:
   virtual ~MessageSource() = default;
+  /// Travels with the message over transports that carry weights; set before send().
+  double weight = 0.0;
   virtual size_t num_bytes() const = 0;
   /// Writes the next bytes of the message to the start of `out` and returns how many: as many as
   /// fit in whole units of the codec, 0 if the next ones are not ready yet. Throws NonFiniteError
@@ -47,6 +49,8 @@ class MessageSource {
 class MessageSink {
  public:
   virtual ~MessageSink() = default;
+  /// That of the source once the message has arrived, over transports that carry weights.
+  double weight = 0.0;
   virtual size_t num_bytes() const = 0;
   /// Takes the next bytes of the message and returns how many: all whole units of the codec in
   /// `in`, possibly 0.

@@ -190,6 +190,7 @@ void PeerChannel::accept_data() {
                          std::to_string(frame_->offset) + ", expected byte " +
                          std::to_string(message.received_bytes) + " of " + std::to_string(size));
   }
+  message.sink->weight = frame_->weight;
 }
 
 bool PeerChannel::read_payload(std::span<const std::byte> window,
@@ -293,6 +294,7 @@ bool PeerChannel::write_data(std::vector<TransportEvent>& events) {
   source_holds_up_ = made == 0 && left > 0;
   if (source_holds_up_) return false;
   FrameHeader data = header(FrameKind::kData, message.tag, message.sent_bytes);
+  data.weight = message.source->weight;
   data.length = static_cast<uint32_t>(made);
   encode_header(data, window.data());
   const size_t padding = padded_bytes(made) - made;

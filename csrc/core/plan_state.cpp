@@ -1,6 +1,9 @@
 #include "core/plan_state.h"
 
 #include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
 
 namespace crossover {
 namespace {
@@ -36,6 +39,24 @@ bool PlanState::is_open() const {
     if (state.stage != Stage::kIdle) return true;
   }
   return false;
+}
+
+void PlanState::require_weights(std::span<const double> weights) const {
+  if (weights.size() != segments.size()) {
+    throw InvalidArgument("push-sum weights: expected " + std::to_string(segments.size()) +
+                          ", one per segment, got " + std::to_string(weights.size()));
+  }
+  const bool is_push_sum = schedule->stochasticity() == Stochasticity::kColumn;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const bool valid = is_push_sum ? std::isfinite(weights[i]) && weights[i] > 0 : weights[i] == 1;
+    if (valid) continue;
+    const std::string wanted = is_push_sum
+                                   ? "a finite number > 0"
+                                   : "1 in schedule '" + std::string(schedule->name()) + "'";
+    throw InvalidArgument(describe_segment(plan, static_cast<uint32_t>(i)) +
+                          ", push-sum weight: expected " + wanted + ", got " +
+                          std::to_string(weights[i]));
+  }
 }
 
 uint32_t PlanState::current_segment() const {

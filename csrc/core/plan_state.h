@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "core/segment_exchange.h"
@@ -42,6 +43,8 @@ struct PlanState {
   bool removed = false;  // guarded by the engine's mutex: the progress thread has let go of it
 
   bool is_open() const;
+  /// Throws InvalidArgument unless these can be the push-sum weights of the segments.
+  void require_weights(std::span<const double> weights) const;
   /// The first open segment in issue order, else the first of all. The plan has segments.
   uint32_t current_segment() const;
   /// "plan 1, round 118, segment 3 'fc' (send to 5, receive from 2)" for rank `rank`.

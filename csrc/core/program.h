@@ -32,6 +32,7 @@ struct Receive {
 struct Phase {
   std::vector<Send> sends;
   std::vector<Receive> receives;
+  double keep = 1.0;  // the rank's own entry in its column of W, see push_sum.h
 };
 
 /// Phases run one after the other: phase p + 1 sends what phase p left. An idle rank has no phases

@@ -23,7 +23,7 @@ double weight_sum(const PeerRow& row) {
   return sum;
 }
 
-void check_row(const PeerRow& row, int rank, int size, const std::string& where) {
+void check_entries(const PeerRow& row, int rank, int size, const std::string& where) {
   std::vector<bool> named(size, false);
   for (const auto& [peer, weight] : row) {
     const std::string entry = where + ": peer " + std::to_string(peer);
@@ -40,6 +40,9 @@ void check_row(const PeerRow& row, int rank, int size, const std::string& where)
     }
     named[peer] = true;
   }
+}
+
+void check_row_sum(const PeerRow& row, const std::string& where) {
   const double sum = weight_sum(row);
   if (sum > 1.0 + kTolerance) {
     throw InvalidArgument(where + ": expected weights that sum to at most 1, got " + text(sum));
@@ -59,6 +62,24 @@ void check_columns(const std::vector<PeerRow>& rows, const std::string& where) {
   }
 }
 
+std::vector<double> given_shares(const std::vector<PeerRow>& rows) {
+  std::vector<double> shares(rows.size());
+  for (const PeerRow& row : rows) {
+    for (const auto& [peer, weight] : row) shares[peer] += weight;
+  }
+  return shares;
+}
+
+void check_shares(const std::vector<PeerRow>& rows, const std::string& where) {
+  const std::vector<double> shares = given_shares(rows);
+  for (size_t column = 0; column < shares.size(); ++column) {
+    if (shares[column] < 1.0 - kTolerance) continue;
+    throw InvalidArgument(where + ", column " + std::to_string(column) +
+                          ": expected shares whose sum leaves the rank a part, below 1, got " +
+                          text(shares[column]));
+  }
+}
+
 }  // namespace
 
 Neighbours PeerSchedule::neighbours(const RoundKey& key, int rank) const {
@@ -69,7 +90,9 @@ Neighbours PeerSchedule::neighbours(const RoundKey& key, int rank) const {
       sends.push_back(static_cast<int>(receiver));
     }
   }
-  return {std::move(all[rank]), std::move(sends)};
+  const bool gives = stochasticity() == Stochasticity::kColumn;
+  const double keep = gives ? 1.0 - given_shares(all)[rank] : 1.0;
+  return {std::move(all[rank]), std::move(sends), keep};
 }
 
 Program PeerSchedule::program(const RoundKey& key, int64_t numel, int rank) const {
@@ -82,6 +105,8 @@ Program PeerSchedule::program(const RoundKey& key, int64_t numel, int rank) cons
   if (own.receives.empty() && own.sends.empty()) return {};
   const Slice whole{0, numel};
   Phase phase;
+  const bool gives = stochasticity() == Stochasticity::kColumn;
+  phase.keep = gives ? own.keep : 1.0 - weight_sum(own.receives);
   for (int peer : own.sends) phase.sends.push_back({peer, whole});
   for (const auto& [peer, weight] : own.receives) phase.receives.push_back({peer, whole, weight});
   return {{std::move(phase)}};
@@ -91,9 +116,12 @@ void check_rows(const std::vector<PeerRow>& rows, Stochasticity property,
                 const std::string& where) {
   const int size = static_cast<int>(rows.size());
   for (int rank = 0; rank < size; ++rank) {
-    check_row(rows[rank], rank, size, where + ", row " + std::to_string(rank));
+    const std::string row = where + ", row " + std::to_string(rank);
+    check_entries(rows[rank], rank, size, row);
+    if (property != Stochasticity::kColumn) check_row_sum(rows[rank], row);
   }
-  if (property != Stochasticity::kRow) check_columns(rows, where);
+  if (property == Stochasticity::kDoubly) check_columns(rows, where);
+  if (property == Stochasticity::kColumn) check_shares(rows, where);
 }
 
 void require_size(std::string_view name, int size) {

@@ -11,7 +11,8 @@
 
 namespace crossover {
 
-/// Which sums of the mixing matrix W (row = receiver, column = source) are 1.
+/// Which sums of the mixing matrix W (row = receiver, column = source) are 1. kColumn is for
+/// push-sum (push_sum.h) alone: there W says which share of its own each source gives away.
 enum class Stochasticity { kDoubly, kRow, kColumn };
 
 /// One draw: a round of one segment. `segment` is the index in model order.
@@ -27,7 +28,7 @@ struct WeightedPeer {
 };
 
 /// Row i of W without its diagonal: whom rank i receives from, in mixing order. The diagonal is
-/// 1 minus the sum of the weights.
+/// 1 minus the sum of the row's weights; with kColumn, 1 minus the sum of the column's.
 using PeerRow = std::vector<WeightedPeer>;
 
 /// Draws exchange programs. Thread-safe; two calls with the same arguments give the same answer,
@@ -47,6 +48,7 @@ class Schedule {
 struct Neighbours {
   PeerRow receives;
   std::vector<int> sends;
+  double keep = 1.0;  // kColumn: the diagonal
   bool operator==(const Neighbours&) const = default;
 };
 
@@ -63,9 +65,9 @@ class PeerSchedule : public Schedule {
 };
 
 /// Throws InvalidArgument unless every weight is > 0 and finite, no row names its own rank, a
-/// peer twice or a peer outside 0..n-1, every row's diagonal is >= 0 to 1e-9, and the sums that
-/// `property` declares are 1 to 1e-9. `where` names the table in the message. (Row sums are 1 by
-/// the meaning of the diagonal, so kColumn asks for the same as kDoubly.)
+/// peer twice or a peer outside 0..n-1, and W has `property` to 1e-9: every row's diagonal is >= 0
+/// and, with kDoubly, every column's sum is 1; with kColumn every column's diagonal is > 0, so that
+/// no rank is left without weight. `where` names the table in the message.
 void check_rows(const std::vector<PeerRow>& rows, Stochasticity property, const std::string& where);
 
 /// Throws InvalidArgument that names the schedule if size < 1.

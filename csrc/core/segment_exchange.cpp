@@ -1,9 +1,11 @@
 #include "core/segment_exchange.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "core/error.h"
+#include "core/push_sum.h"
 
 namespace crossover {
 
@@ -45,6 +47,7 @@ std::string describe_segment(const SegmentPlan& plan, uint32_t segment) {
 SegmentExchange::SegmentExchange(const ExchangeContext& context)
     : context_(context),
       wire_(context.plan.wire(context.segment)),
+      is_push_sum_(context.schedule.stochasticity() == Stochasticity::kColumn),
       notes_(context.device.notes(context.plan.segment(context.segment).numels)) {}
 
 MessageTag SegmentExchange::tag(uint32_t phase) const {
@@ -91,6 +94,7 @@ void SegmentExchange::prepare(uint64_t round, Transport& transport, OperationTab
   phase_ = 0;
   program_ = context_.schedule.program({round, context_.segment}, numel, context_.rank);
   const size_t num_phases = program_.phases.size();
+  check(!is_push_sum_ || num_phases <= 1, "push-sum has programs of one phase");
   if (inboxes_.size() < num_phases) inboxes_.resize(num_phases);
   awaited_.assign(num_phases, 0);
   for (uint32_t phase = 0; phase < num_phases; ++phase) announce(phase, transport, operations);
@@ -137,6 +141,7 @@ void SegmentExchange::send_phase(Transport& transport, OperationTable& operation
     if (send.slice.numel() == 0) continue;
     sources_.push_back(context_.device.source(
         pack_spec(single_phase() ? tensors(addresses_) : work(), send.slice)));
+    sources_.back()->weight = weight_;
     ++unsent_;
     const uint64_t token = operations.add({this, true, phase_, send.peer, wire_bytes(send.slice)});
     transport.send(send.peer, tag(phase_), *sources_.back(), token);
@@ -149,6 +154,7 @@ bool SegmentExchange::on_complete(const Operation& operation, Transport& transpo
   if (operation.is_send) {
     --unsent_;
   } else {
+    if (is_push_sum_) require_weight(operation);
     --awaited_[operation.phase];
   }
   return begun_ && advance(transport, operations);
@@ -183,10 +189,35 @@ void SegmentExchange::mix_into(std::span<void* const> addresses, StreamHandle st
   std::vector<WeightedMessage> arrived;
   if (single_phase()) {
     arrived = messages(0);
+    if (is_push_sum_) take_push_sum_step(arrived);
   } else {
     arrived.push_back({work_->data(), {0, work_numel_}, work_dtype(), 1.0, work_.get()});
   }
   if (!arrived.empty()) context_.device.mix(tensors(addresses, stream), wire_, arrived);
+}
+
+// The message's data frames name it, and a peer may be anybody.
+void SegmentExchange::require_weight(const Operation& operation) const {
+  const std::vector<Receive>& receives = program_.phases[operation.phase].receives;
+  for (size_t i = 0; i < receives.size(); ++i) {
+    if (receives[i].peer != operation.peer) continue;
+    const double weight = inboxes_[operation.phase][i].sink->weight;
+    if (std::isfinite(weight) && weight > 0.0) continue;
+    throw TransportError(describe_segment(context_.plan, context_.segment) + ": rank " +
+                         std::to_string(operation.peer) + " sent the push-sum weight " +
+                         std::to_string(weight) + ", expected a finite one > 0");
+  }
+}
+
+void SegmentExchange::take_push_sum_step(std::vector<WeightedMessage>& arrived) {
+  const Phase& phase = program_.phases[0];
+  std::vector<double> peers;
+  for (size_t i = 0; i < phase.receives.size(); ++i) {
+    peers.push_back(inboxes_[0][i].sink->weight);
+  }
+  const PushSumStep step = push_sum_step(phase, weight_, peers);
+  for (size_t i = 0; i < arrived.size(); ++i) arrived[i].weight = step.factors[i];
+  weight_ = step.weight;
 }
 
 void SegmentExchange::release() {

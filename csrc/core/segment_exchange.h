@@ -80,6 +80,10 @@ class SegmentExchange {
   void release();
 
   uint64_t round() const { return round_; }
+  /// Push-sum's w of this rank, changed by mix_into; 1 with other schedules.
+  double weight() const { return weight_; }
+  /// Between mix_into and begin.
+  void set_weight(double weight) { weight_ = weight; }
   bool begun() const { return begun_; }
   const ExchangeContext& context() const { return context_; }
   /// Bytes of a slice on the wire.
@@ -102,10 +106,14 @@ class SegmentExchange {
   void send_phase(Transport& transport, OperationTable& operations);
   bool advance(Transport& transport, OperationTable& operations);
   std::vector<WeightedMessage> messages(uint32_t phase) const;
+  void require_weight(const Operation& operation) const;
+  void take_push_sum_step(std::vector<WeightedMessage>& arrived);
   static void reserve(std::unique_ptr<DeviceBuffer>& buffer, size_t bytes, Device& device);
 
   const ExchangeContext context_;
   const Dtype wire_;
+  const bool is_push_sum_;
+  double weight_ = 1.0;
   uint64_t round_ = 0;
   Program program_;
   bool begun_ = false;

@@ -32,6 +32,7 @@ class StreamTransport final : public Transport {
   StreamTransport(const StreamConfig& config, std::vector<std::unique_ptr<Pipe>> pipes);
   ~StreamTransport() override;
 
+  bool carries_weights() const override { return true; }
   void receive(int peer, const MessageTag& tag, MessageSink& sink, uint64_t token) override;
   void send(int peer, const MessageTag& tag, MessageSource& source, uint64_t token) override;
   void forget_plan(uint32_t plan) override;

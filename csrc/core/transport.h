@@ -51,6 +51,9 @@ class Transport {
  public:
   virtual ~Transport() = default;
 
+  /// Whether a source's `weight` reaches the sink.
+  virtual bool carries_weights() const { return false; }
+
   /// Expects the message `tag` from `peer` and announces the room for it.
   virtual void receive(int peer, const MessageTag& tag, MessageSink& sink, uint64_t token) = 0;
 

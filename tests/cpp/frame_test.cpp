@@ -18,6 +18,7 @@ FrameHeader sample() {
   header.incarnation = 0x0123456789ABCDEF;
   header.tag = {.plan = 3, .segment = 1000000, .round = uint64_t{1} << 40, .phase = 65535};
   header.offset = uint64_t{5} << 33;
+  header.weight = 0.7;
   header.length = kMaxFramePayloadBytes;
   return header;
 }
@@ -37,6 +38,7 @@ TEST(Frame, HeaderSurvivesTheWire) {
   EXPECT_EQ(back.incarnation, header.incarnation);
   EXPECT_EQ(back.tag, header.tag);
   EXPECT_EQ(back.offset, header.offset);
+  EXPECT_EQ(back.weight, header.weight);
   EXPECT_EQ(back.length, header.length);
 }
 

@@ -112,6 +112,17 @@ TEST(NcclEngine, ProgramsOfSeveralPhasesKeepTheirOrder) {
   expect_as_over_host_transports(std::make_shared<TwoPhases>(), Dtype::kFloat32, "in_progress=2");
 }
 
+TEST(NcclEngine, RefusesPushSumWhoseWeightsItCannotCarry) {
+  NcclWorld world(2, "");
+  const SegmentPlan plan = small_plan();
+  std::vector<Replica> replicas = start_values(plan, 2);
+  const std::shared_ptr<const Schedule> shares =
+      table_schedule({{{}, {{0, 0.5}}}}, Stochasticity::kColumn, false);
+  for (const std::string& error : train(world, plan, shares, 1, replicas)) {
+    EXPECT_NE(error.find("'table' is column-stochastic (push-sum)"), std::string::npos) << error;
+  }
+}
+
 TEST(NcclEngine, EveryRankLearnsTheFirstCauseAndTheEndIsBounded) {
   NcclWorld world(3, "failing_group=3;rank=1");
   const SegmentPlan plan = small_plan();

@@ -299,10 +299,25 @@ TEST(TableSchedule, takes_a_row_stochastic_star_only_as_such) {
   const auto schedule = table_schedule({star}, Stochasticity::kRow, false);
   EXPECT_EQ(schedule->stochasticity(), Stochasticity::kRow);
   EXPECT_EQ(schedule->neighbours({0, 0}, 0), (Neighbours{{}, {1, 2}}));
-  for (Stochasticity property : {Stochasticity::kDoubly, Stochasticity::kColumn}) {
-    EXPECT_EQ(invalid_argument([&] { table_schedule({star}, property, false); }),
-              "table 0, column 0: expected a sum of 1 with the diagonal, got 2");
+  EXPECT_EQ(invalid_argument([&] { table_schedule({star}, Stochasticity::kDoubly, false); }),
+            "table 0, column 0: expected a sum of 1 with the diagonal, got 2");
+  EXPECT_EQ(invalid_argument([&] { table_schedule({star}, Stochasticity::kColumn, false); }),
+            "table 0, column 0: expected shares whose sum leaves the rank a part, below 1, got 1");
+}
+
+TEST(TableSchedule, lets_the_column_say_what_a_rank_keeps_in_push_sum) {
+  const Table shares{{}, {{0, 0.25}}, {{0, 0.5}, {1, 0.75}}};
+  const auto schedule = table_schedule({shares}, Stochasticity::kColumn, false);
+  for (int rank = 0; rank < 3; ++rank) {
+    const double keep = rank == 2 ? 1.0 : 0.25;
+    EXPECT_EQ(schedule->neighbours({0, 0}, rank).keep, keep);
+    EXPECT_EQ(schedule->PeerSchedule::neighbours({0, 0}, rank),
+              schedule->neighbours({0, 0}, rank));
+    EXPECT_EQ(schedule->program({0, 0}, 5, rank).phases.at(0).keep, keep);
   }
+  const std::string row_sum = "table 0, row 2: expected weights that sum to at most 1, got 1.25";
+  EXPECT_EQ(invalid_argument([&] { table_schedule({shares}, Stochasticity::kRow, false); }),
+            row_sum);
 }
 
 TEST(TableSchedule, names_the_defect_of_a_table) {

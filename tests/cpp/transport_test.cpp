@@ -120,6 +120,18 @@ TEST_P(TransportSuite, AMessageOfAnySizeArrivesUnchanged) {
   }
 }
 
+TEST_P(TransportSuite, AMessageBringsItsWeight) {
+  World world(GetParam(), 2);
+  ASSERT_TRUE(world.ranks[0]->carries_weights());
+  BytesSource source(random_bytes(600000, 1), 1);
+  BytesSink sink(600000, 1);
+  source.weight = 0.3;
+  world.ranks[1]->receive(0, {}, sink, 1);
+  world.ranks[0]->send(1, {}, source, 2);
+  ASSERT_TRUE(world.turn_until([&] { return world.count(1, Kind::kReceived) == 1; }));
+  EXPECT_EQ(sink.weight, 0.3);
+}
+
 TEST_P(TransportSuite, UnitsOfTheCodecAreNeverCut) {
   World world(GetParam(), 2);
   exchange_one(world, 260 * 5000, 260, {});

@@ -9,16 +9,19 @@ namespace {
 struct Table {
   std::vector<PeerRow> rows;
   std::vector<std::vector<int>> sends;  // per rank, ascending
+  std::vector<double> keeps;            // per rank; kColumn: the diagonal
 };
 
-Table with_sends(std::vector<PeerRow> rows) {
+Table with_sends(std::vector<PeerRow> rows, Stochasticity property) {
   std::vector<std::vector<int>> sends(rows.size());
+  std::vector<double> keeps(rows.size(), 1.0);
   for (size_t receiver = 0; receiver < rows.size(); ++receiver) {
     for (const WeightedPeer& source : rows[receiver]) {
       sends[source.peer].push_back(static_cast<int>(receiver));
+      if (property == Stochasticity::kColumn) keeps[source.peer] -= source.weight;
     }
   }
-  return {std::move(rows), std::move(sends)};
+  return {std::move(rows), std::move(sends), std::move(keeps)};
 }
 
 class TableSchedule final : public PeerSchedule {
@@ -31,7 +34,7 @@ class TableSchedule final : public PeerSchedule {
   std::vector<PeerRow> rows(const RoundKey& key) const override { return table(key).rows; }
   Neighbours neighbours(const RoundKey& key, int rank) const override {
     const Table& draw = table(key);
-    return {draw.rows[rank], draw.sends[rank]};
+    return {draw.rows[rank], draw.sends[rank], draw.keeps[rank]};
   }
 
  private:
@@ -61,7 +64,7 @@ std::unique_ptr<PeerSchedule> table_schedule(std::vector<std::vector<PeerRow>> t
                             " rows as in table 0, got " + std::to_string(tables[index].size()));
     }
     check_rows(tables[index], property, where);
-    checked.push_back(with_sends(std::move(tables[index])));
+    checked.push_back(with_sends(std::move(tables[index]), property));
   }
   return std::make_unique<TableSchedule>(std::move(checked), property, rotate_by_segment);
 }
