@@ -15,7 +15,6 @@ or
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
 import socket
@@ -27,6 +26,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from nursery import ForkedWorker, call
 
 __all__ = ["RankResult", "Ranks", "free_port", "run_ranks", "start_ranks"]
 
@@ -52,7 +53,10 @@ class RankResult:
 
 class _Worker:
     def __init__(
-        self, rank: int, process: subprocess.Popen[str], news: threading.Condition
+        self,
+        rank: int,
+        process: subprocess.Popen[str] | ForkedWorker,
+        news: threading.Condition,
     ) -> None:
         self.rank = rank
         self.process = process
@@ -101,7 +105,7 @@ class _Worker:
     def result(self) -> RankResult:
         return RankResult(
             self.rank,
-            self.process.returncode,
+            self.process.wait(),
             "".join(self.lines["stdout"]),
             "".join(self.lines["stderr"]),
             self.timed_out,
@@ -200,16 +204,11 @@ def start_ranks(
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
             }
-            process = subprocess.Popen(
-                [*(command_prefix(rank) if command_prefix else ()), *_command(target, args)],
-                env={**_clean_environ(), **own, **(env or {}), **(env_of(rank) if env_of else {})},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-            workers.append(_Worker(rank, process, news))
+            environ = {
+                **_clean_environ(), **own, **(env or {}), **(env_of(rank) if env_of else {})
+            }  # fmt: skip
+            prefix = command_prefix(rank) if command_prefix else ()
+            workers.append(_Worker(rank, _start(target, args, environ, prefix), news))
         yield Ranks(workers, news)
     finally:
         for worker in workers:
@@ -257,9 +256,21 @@ def _names_in_session(session: int) -> Iterator[str]:
                 yield name
 
 
-def _command(target: Callable[..., None], args: Sequence[str]) -> list[str]:
+def _start(
+    target: Callable[..., None], args: Sequence[str], env: Mapping[str, str], prefix: Sequence[str]
+) -> subprocess.Popen[str] | ForkedWorker:
     path = target.__code__.co_filename
-    return [sys.executable, str(Path(__file__).resolve()), path, target.__name__, *args]
+    if not prefix:
+        return ForkedWorker(path, target.__name__, args, env)
+    return subprocess.Popen(
+        [*prefix, sys.executable, str(Path(__file__).resolve()), path, target.__name__, *args],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def _clean_environ() -> dict[str, str]:
@@ -272,15 +283,5 @@ def _clean_environ() -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
-def _call(path: str, name: str, args: Sequence[str]) -> None:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    getattr(module, name)(*args)
-
-
 if __name__ == "__main__":
-    _call(sys.argv[1], sys.argv[2], sys.argv[3:])
+    call(sys.argv[1], sys.argv[2], sys.argv[3:])
