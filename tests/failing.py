@@ -138,7 +138,7 @@ def _holdings() -> Counter[str]:
         except FileNotFoundError:  # the one of this very iteration
             continue
         held[re.sub(r"anon_inode:|:.*", "", target)] += 1
-    own = {thread.native_id for thread in threading.enumerate()}
+    own = _threads_of_python()
     for task in Path("/proc/self/task").iterdir():
         if int(task.name) not in own:
             held["thread " + (task / "comm").read_text().strip()] += 1
@@ -148,10 +148,15 @@ def _holdings() -> Counter[str]:
 
 def progress_threads() -> list[int]:
     """Ids of the threads of this process that neither Python nor a library has named."""
-    own = {thread.native_id for thread in threading.enumerate()}
+    own = _threads_of_python()
     main_name = Path("/proc/self/comm").read_text()
     return [
         int(task.name)
         for task in Path("/proc/self/task").iterdir()
         if int(task.name) not in own and (task / "comm").read_text() == main_name
     ]
+
+
+def _threads_of_python() -> set[int | None]:
+    # The main thread's native_id is the parent's in a fork, before Python 3.13.
+    return {os.getpid(), *(thread.native_id for thread in threading.enumerate())}

@@ -145,6 +145,7 @@ def _main() -> None:
     request = _await_request(socket.socket(fileno=int(sys.argv[1])))
     os.environ.clear()
     os.environ.update(request["env"])
+    sys.path[1:1] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.argv = [request["path"]]
     call(request["path"], request["name"], request["args"])
 

@@ -36,11 +36,11 @@ def test_an_uncaught_exception_is_the_first_cause_on_the_others() -> None:
 def spoil_a_parameter() -> None:
     init_together()
     training = Training()
-    training.run(4)
-    if cc.rank() == 1:
-        with torch.no_grad():
-            training.weights[2][3, 5] = float("nan")
     try:
+        training.run(4)
+        if cc.rank() == 1:
+            with torch.no_grad():
+                training.weights[2][3, 5] = float("nan")
         training.run_for_ever()
     finally:
         print("finite:", all(bool(p.isfinite().all()) for p in training.weights), flush=True)
