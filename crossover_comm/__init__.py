@@ -39,6 +39,7 @@ from crossover_comm.errors import (
 )
 from crossover_comm.hooks import synchronize
 from crossover_comm.optimizer import DistributedOptimizer
+from crossover_comm.planning import Option, plan
 from crossover_comm.topology import (
     Complete,
     Crossover,
@@ -62,6 +63,7 @@ __all__ = [
     "GossipConfig",
     "InvalidArgument",
     "NonFiniteError",
+    "Option",
     "ProgressTimeout",
     "Ring",
     "Table",
@@ -80,6 +82,7 @@ __all__ = [
     "is_initialized",
     "local_rank",
     "local_size",
+    "plan",
     "rank",
     "shutdown",
     "size",

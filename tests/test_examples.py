@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("sklearn", reason="the demo needs scikit-learn")
 pytest.importorskip("matplotlib", reason="the demo needs matplotlib")
@@ -67,3 +68,32 @@ def test_the_language_model_trains_alone() -> None:
     text = output_of(EXAMPLES / "char_lm.py", "--steps=2", "--width=32", "--depth=1")
     assert "rank 0: validation loss of the local model" in text
     assert "averaged model of 1" in text
+
+
+def test_the_imagenet_recipe_runs_on_synthetic_images() -> None:
+    text = output_of(
+        EXAMPLES / "imagenet.py",
+        *("--synthetic=16", "--image-size=32", "--epochs=1", "--batch-size=4", "--accumulation=2"),
+        *("--width=4", "--depths", "1", "1", "1", "1", "--loaders=0"),
+    )
+    assert re.search(r"epoch 1: test accuracy of the averaged model \d+\.\d+ %", text)
+
+
+def test_the_cifar_example_runs_on_synthetic_images() -> None:
+    text = output_of(
+        EXAMPLES / "cifar10.py",
+        *("--synthetic=16", "--epochs=1", "--batch-size=8", "--width=4"),
+        *("--depths", "1", "1", "1", "1", "--loaders=0"),
+    )
+    assert re.search(r"epoch 1: test accuracy of the averaged model \d+\.\d+ %", text)
+
+
+def test_resnet_50_has_its_published_number_of_parameters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from resnet import ResNet
+
+    with torch.device("meta"):
+        model = ResNet()
+    assert sum(p.numel() for p in model.parameters()) == 25_557_032

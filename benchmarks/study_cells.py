@@ -1,0 +1,115 @@
+"""What the studies compare: every training of every study, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from crossover_comm.formulas import exponential_row
+from crossover_comm.simulate.method import Method, Recipe, allreduce
+from crossover_comm.topology import Table
+
+VALIDATION_SEEDS = range(1000, 1004)
+"""On which learning rates and the configuration are chosen."""
+
+FRESH_SEEDS = range(8)
+"""On which everything is reported."""
+
+DIGITS = Recipe(steps=60, global_batch=512, learning_rate=0.3)
+CHARACTERS = Recipe(steps=120, global_batch=512, learning_rate=0.25, weight_decay=0.0)
+"""Few steps at a large rate: where a small model feels the workers' disagreement."""
+
+TASKS = (("digits", DIGITS, FRESH_SEEDS), ("characters", CHARACTERS, range(5)))
+"""(task, recipe, seeds)"""
+
+EPOCH_EXAMPLES = 1347
+BATCH_EPOCHS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One method in one setting, to be trained from each of some seeds."""
+
+    study: str
+    label: str
+    task: str
+    method: Method
+    recipe: Recipe
+    workers: int
+    seeds: range
+
+
+def sgp(size: int) -> Method:
+    """Stochastic gradient push as published: one peer, all segments in the same phase.
+
+    Its graph is doubly stochastic in synchronous training, so push-sum's weights stay 1.
+    """
+    phases = (size - 1).bit_length()
+    tables = [[exponential_row(rank, k, 0, size) for rank in range(size)] for k in range(phases)]
+    return Method(topology=Table(tables=tables))
+
+
+METHODS: dict[str, Callable[[int], Method]] = {
+    "all-reduce": lambda size: allreduce(),
+    "crossover": lambda size: Method(),
+    "SGP": sgp,
+    "D-PSGD, ring": lambda size: Method(topology="ring", order="before"),
+    "hierarchy, 8 groups": lambda size: Method(group=size // 8),
+    "local SGD, 8 steps": lambda size: Method(topology="complete", interval=8),
+}
+
+
+def workers_cells() -> Iterator[Cell]:
+    """Accuracy against the number of workers at a fixed global batch.
+
+    An all-reduce is the same computation for every number of workers.
+    """
+    for task, recipe, seeds in TASKS:
+        for label, make in METHODS.items():
+            sizes = (8, 16, 32, 64, 128)
+            if label == "all-reduce":
+                sizes = (8,)
+            elif label.startswith("hierarchy"):
+                sizes = sizes[1:]
+            for size in sizes:
+                yield Cell("workers", label, task, make(size), recipe, size, seeds)
+
+
+def batch_cells() -> Iterator[Cell]:
+    """Every learning rate of every method at each batch, epochs fixed, 16 workers."""
+    for batch in (128, 256, 512, 1024):
+        steps = BATCH_EPOCHS * EPOCH_EXAMPLES // batch
+        for rate in (0.1, 0.2, 0.4, 0.8):
+            recipe = replace(DIGITS, steps=steps, global_batch=batch, learning_rate=rate)
+            for label in ("all-reduce", "crossover", "SGP", "hierarchy, 8 groups"):
+                yield Cell("batch", label, "digits", METHODS[label](16), recipe, 16, FRESH_SEEDS)
+
+
+CANDIDATES: dict[str, Method] = {
+    "crossover": Method(),
+    "exponential": Method(topology="exponential"),
+    "crossover, bf16, 2 rounds": Method(wire="bf16", rounds_per_step=2),
+    "exponential, bf16, 2 rounds": Method(topology="exponential", wire="bf16", rounds_per_step=2),
+    "crossover, quasi-global momentum": Method(momentum_rule="quasi-global"),
+    "crossover, bf16, momentum exchanged": Method(wire="bf16", momentum_rule="exchanged"),
+    "crossover, DecentLaM": Method(momentum_rule="decentlam"),
+}
+"""One fp32 model sent per worker and step, or less."""
+
+
+def parity_cells() -> Iterator[Cell]:
+    """All-reduce and the candidates: on validation seeds, then on fresh ones, then elsewhere."""
+    for task, recipe, fresh in TASKS:
+        for study, seeds in (("validation", VALIDATION_SEEDS), ("parity", fresh)):
+            if (study, task) == ("validation", "characters"):
+                continue
+            for label, method in {"all-reduce": allreduce(), **CANDIDATES}.items():
+                for size in (8,) if label == "all-reduce" else (64, 128):
+                    yield Cell(study, label, task, method, recipe, size, seeds)
+
+
+STUDIES: dict[str, Callable[[], Iterator[Cell]]] = {
+    "parity": parity_cells,
+    "workers": workers_cells,
+    "batch": batch_cells,
+}

@@ -1,0 +1,102 @@
+"""The simulator's consensus against theory and against dense algebra."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from crossover_comm.formulas import Row
+from crossover_comm.simulate import theory
+from crossover_comm.simulate.consensus import Setting, measure
+from crossover_comm.simulate.mixing import Mixer
+from crossover_comm.topology import Crossover, Ring, Table, Topology, mixing_matrix
+
+TOLERANCE = 0.1
+
+
+def distance(topology: str | Topology, size: int, **setting: object) -> float:
+    return measure(topology, size, Setting(**setting)).distance  # type: ignore[arg-type]
+
+
+def rotation(size: int) -> Table:
+    """Pairs between the two halves of the ranks that turn by one each round."""
+    half = size // 2
+    tables: list[list[Row]] = []
+    for turn in range(half):
+        pairs = {rank: half + (rank + turn) % half for rank in range(half)}
+        pairs |= {peer: rank for rank, peer in pairs.items()}
+        tables.append([[(pairs[rank], 0.5)] for rank in range(size)])
+    return Table(tables=tables)
+
+
+@pytest.mark.parametrize("topology", [Crossover(), Ring()])
+@pytest.mark.parametrize("size", [2, 5, 8])
+def test_mixing_is_the_product_with_w(topology: Topology, size: int) -> None:
+    schedule = topology.schedule(size, 3, 2)
+    x = torch.randn(size, 7, dtype=torch.float64)
+    expected = x.clone()
+    Mixer(schedule, [(0, 4), (4, 7)]).mix(x, 5)
+    for segment, (begin, end) in enumerate([(0, 4), (4, 7)]):
+        matrix = torch.from_numpy(mixing_matrix(schedule, 5, segment))
+        torch.testing.assert_close(x[:, begin:end], matrix @ expected[:, begin:end])
+
+
+def test_bf16_on_the_wire_keeps_the_mean() -> None:
+    x = torch.randn(8, 64, dtype=torch.float64)
+    mean = x.mean(dim=0)
+    Mixer(Crossover().schedule(8, 0, 1), [(0, 64)], "bf16").mix(x, 0)
+    torch.testing.assert_close(x.mean(dim=0), mean)
+
+
+@pytest.mark.parametrize("size", [8, 64, 512])
+def test_crossover_contracts_as_in_theory(size: int) -> None:
+    setting = Setting(num_steps=1)
+    measured = measure("crossover", size, setting).contraction
+    assert measured == pytest.approx(theory.pairwise_contraction(size), rel=0.02)
+
+
+def test_a_ring_contracts_as_in_theory() -> None:
+    measured = measure("ring", 16, Setting(num_steps=1)).contraction
+    assert measured == pytest.approx(theory.ring_contraction(16), rel=0.02)
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 64])
+def test_distances_of_whole_models_are_those_of_theory(size: int) -> None:
+    crossover = theory.independent_distance(size, theory.pairwise_contraction(size))
+    assert crossover == pytest.approx((size - 1) * (size - 2) / size**2)
+    assert distance("crossover", size) == pytest.approx(crossover, rel=TOLERANCE)
+    expected = theory.exponential_distance(size)
+    assert distance("exponential", size) == pytest.approx(expected, rel=TOLERANCE)
+
+
+def test_mixing_before_the_step_doubles_the_distance() -> None:
+    c = theory.pairwise_contraction(16)
+    expected = theory.independent_distance(16, c, order="before")
+    assert expected == pytest.approx(2 * 15**2 / 16**2)
+    assert distance("crossover", 16, order="before") == pytest.approx(expected, rel=TOLERANCE)
+
+
+def test_a_narrow_wire_buys_a_second_round() -> None:
+    c = theory.pairwise_contraction(16)
+    expected = theory.independent_distance(16, c, cost=0.5)
+    measured = distance("crossover", 16, wire="bf16")
+    assert measured == pytest.approx(expected, rel=TOLERANCE)
+
+
+def test_constant_noise_drives_crossover_apart_as_in_theory() -> None:
+    measured = distance("crossover", 64, fixed_noise=True)
+    assert measured == pytest.approx(theory.fixed_noise_distance(64), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(8, 0.62), (16, 1.30), (32, 2.64)])
+def test_turning_pairs_drift_with_the_number_of_workers(size: int, expected: float) -> None:
+    assert distance(rotation(size), size) == pytest.approx(expected, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("size", [2, 4, 16])
+def test_the_exponential_graph_is_exact_after_its_phases(size: int) -> None:
+    assert measure("exponential", size, Setting(num_steps=1)).exact_after == size.bit_length() - 1
+
+
+def test_crossover_is_never_exact() -> None:
+    assert measure("crossover", 8, Setting(num_steps=1)).exact_after is None
