@@ -16,7 +16,7 @@ FRESH_SEEDS = range(8)
 """On which everything is reported."""
 
 DIGITS = Recipe(steps=60, global_batch=512, learning_rate=0.3)
-CHARACTERS = Recipe(steps=120, global_batch=512, learning_rate=0.25, weight_decay=0.0)
+CHARACTERS = Recipe(steps=120, global_batch=1024, learning_rate=0.5, weight_decay=0.0)
 """Few steps at a large rate: where a small model feels the workers' disagreement."""
 
 TASKS = (("digits", DIGITS, FRESH_SEEDS), ("characters", CHARACTERS, range(5)))
@@ -66,7 +66,7 @@ def workers_cells() -> Iterator[Cell]:
     """
     for task, recipe, seeds in TASKS:
         for label, make in METHODS.items():
-            sizes = (8, 16, 32, 64, 128)
+            sizes: tuple[int, ...] = (8, 16, 32, 64, 128)
             if label == "all-reduce":
                 sizes = (8,)
             elif label.startswith("hierarchy"):

@@ -54,8 +54,8 @@ def main() -> None:
     else:
         train = test = synthetic(options.synthetic or 512, 32, CLASSES, 0)
     torch.manual_seed(options.seed)
-    model = ResNet(CLASSES, options.depths, options.width, small_images=True).to(loop.device)
-    model = cc.DistributedDataParallel(model, gossip=options.gossip)
+    inner = ResNet(CLASSES, options.depths, options.width, small_images=True).to(loop.device)
+    model = cc.DistributedDataParallel(inner, gossip=options.gossip)
     optimizer = torch.optim.SGD(
         model.parameters(), options.learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True
     )

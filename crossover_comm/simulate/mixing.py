@@ -76,7 +76,7 @@ class Mixer:
 
         Source: Assran et al., SGP, arXiv 1811.10792.
         """
-        own = self.weights[segment]
+        own = self.weights[segment].copy()
         given = np.zeros_like(own)
         received = np.zeros_like(own)
         for exchange in phase:
