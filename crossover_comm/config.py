@@ -15,9 +15,11 @@ __all__ = ["PRESETS", "GossipConfig", "Overlap", "SegmentRule", "Wire", "resolve
 Overlap: TypeAlias = Literal["backward", "forward", "none"]
 Wire: TypeAlias = Literal["fp32", "bf16"]
 SegmentRule: TypeAlias = Literal["blocks"] | int
+Momentum: TypeAlias = Literal["local", "quasi-global", "decentlam", "exchange"]
 
 OVERLAPS: Final = ("backward", "forward", "none")
 WIRES: Final = ("fp32", "bf16")
+MOMENTA: Final = ("local", "quasi-global", "decentlam", "exchange")
 MAX_SEED: Final = 2**64 - 1
 
 
@@ -57,6 +59,11 @@ class GossipConfig:
         segments: ``"blocks"`` cuts along the model's blocks, a number packs consecutive parameters
             into segments of at most so many bytes.
         seed: Seed of the topology's random draws, 0 .. 2**64 - 1.
+        momentum: What becomes of the optimizer's momentum. ``"local"``: nothing. ``"exchange"``: it
+            is mixed as the parameters are, twice the bytes; any optimizer that has one. For
+            ``torch.optim.SGD`` with momentum: ``"quasi-global"``: it is made from what exchanges
+            have made of the steps. ``"decentlam"``: the exchange comes before the step and enters
+            the gradient, which removes the bias that large batches amplify; ``overlap="none"``.
 
     Raises:
         InvalidArgument: If a value is none of these.
@@ -67,6 +74,7 @@ class GossipConfig:
     wire: Wire = "fp32"
     segments: SegmentRule = "blocks"
     seed: int = 0
+    momentum: Momentum = "local"
 
     def __post_init__(self) -> None:
         topology_from(self.topology)
@@ -80,6 +88,19 @@ class GossipConfig:
         if not _is_integer(self.seed, at_least=0) or self.seed > MAX_SEED:
             raise InvalidArgument(f"seed: expected an integer in 0 .. 2**64 - 1, got {self.seed!r}")
 
+        _require_one_of("momentum", self.momentum, MOMENTA)
+        if self.momentum == "decentlam" and self.overlap not in (None, "none"):
+            raise InvalidArgument(
+                "momentum='decentlam': expected overlap='none', for the step needs the exchange's "
+                f"outcome, got {self.overlap!r}"
+            )
+
+    def overlap_or(self, default: Overlap) -> Overlap:
+        """The mode, in a wrapper whose own is `default`."""
+        if self.overlap is None and self.momentum == "decentlam":
+            return "none"
+        return self.overlap or default
+
     def describe(self) -> dict[str, object]:
         """The configuration, ready for JSON: what must be equal on every rank."""
         return {
@@ -88,6 +109,7 @@ class GossipConfig:
             "wire": self.wire,
             "segments": self.segments,
             "seed": self.seed,
+            "momentum": self.momentum,
         }
 
 

@@ -72,6 +72,15 @@ class Gossip:
         self.plan = self._add_plan()
 
     @property
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The gossiped parameters by name."""
+        return dict(zip(self._names, self.parameters, strict=True))
+
+    def round(self, index: int) -> int:
+        """The open round of a segment, or the next one."""
+        return self.context.engine.round(self.plan, index)
+
+    @property
     def is_push_sum(self) -> bool:
         """Whether parameters are x / w of a column-stochastic exchange."""
         return self._schedule.stochasticity == "column"
@@ -221,7 +230,7 @@ class Gossip:
     def _raise_touched(self, index: int, tensor: int, what: str) -> NoReturn:
         self.fail(
             f"segment '{self.segments[index].name}', parameter '{self._names[tensor]}': {what} "
-            f"between post (round {self.context.engine.round(self.plan, index)}) and mix; call "
+            f"between post (round {self.round(index)}) and mix; call "
             "crossover_comm.synchronize(model) before writing parameters (SAM, EMA swap, "
             "clamping, load_state_dict)"
         )

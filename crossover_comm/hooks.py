@@ -22,7 +22,15 @@ from crossover_comm.errors import InvalidArgument
 from crossover_comm.gossip import Gossip
 from crossover_comm.live import LiveObjects
 from crossover_comm.remedies import remedies_for
-from crossover_comm.rounds import Action, Actions, BackwardRule, RoundRule, StepNesting, StepRule
+from crossover_comm.rounds import (
+    Action,
+    Actions,
+    BackwardRule,
+    EarlyStepRule,
+    RoundRule,
+    StepNesting,
+    StepRule,
+)
 from crossover_comm.waiting import register_wait_hooks
 
 __all__ = ["RoundHooks", "attach", "joined_context", "own_context", "synchronize"]
@@ -57,9 +65,7 @@ class RoundHooks:
         _refuse_second_gossip(parameters)
         self.gossip = Gossip(context, model, parameters, config, overlap)
         self.awaits_in_forward = overlap == "forward"
-        self._rule: RoundRule = (
-            BackwardRule() if overlap == "backward" else StepRule(close_at_once=overlap == "none")
-        )
+        self._rule = _rule_of(config, overlap)
         self._remedies = remedies_for(self.gossip, config)
         self._nesting = StepNesting()
         self._synced = True
@@ -228,7 +234,7 @@ def attach(
     """Gossips a model from now on, while the answer is held; None with one rank."""
     if context.launch.size == 1:
         return None
-    return RoundHooks(context, model, parameters, config, config.overlap or default_overlap)
+    return RoundHooks(context, model, parameters, config, config.overlap_or(default_overlap))
 
 
 def joined_context() -> Context | None:
@@ -285,6 +291,14 @@ def _refuse_second_gossip(parameters: Mapping[str, nn.Parameter]) -> None:
                     f"parameter '{name}': expected one that is not gossiped yet, got one that "
                     "another DistributedDataParallel or DistributedOptimizer gossips"
                 )
+
+
+def _rule_of(config: GossipConfig, overlap: Overlap) -> RoundRule:
+    if config.momentum == "decentlam":
+        return EarlyStepRule()
+    if overlap == "backward":
+        return BackwardRule()
+    return StepRule(close_at_once=overlap == "none")
 
 
 def _in_backward() -> bool:

@@ -11,7 +11,15 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Protocol
 
-__all__ = ["Action", "Actions", "BackwardRule", "RoundRule", "StepNesting", "StepRule"]
+__all__ = [
+    "Action",
+    "Actions",
+    "BackwardRule",
+    "EarlyStepRule",
+    "RoundRule",
+    "StepNesting",
+    "StepRule",
+]
 
 
 class Action(Enum):
@@ -181,15 +189,18 @@ class StepRule:
 
     def step_end(self) -> Actions:
         self._in_closure = False
-        without_backward = self._backwards is _Backwards.NONE and self._synced_forward
-        owed = self._backwards is _Backwards.SYNCED or without_backward
-        return self._run() if owed else NOTHING
+        return self._run_if_owed()
 
     def synchronize(self) -> Actions:
         actions = self._close()
         if self._backwards is _Backwards.SYNCED and not self._in_closure:
             actions += self._run() + self._close()
         return actions
+
+    def _run_if_owed(self) -> Actions:
+        without_backward = self._backwards is _Backwards.NONE and self._synced_forward
+        owed = self._backwards is _Backwards.SYNCED or without_backward
+        return self._run() if owed else NOTHING
 
     def _run(self) -> Actions:
         self._forget()
@@ -205,6 +216,21 @@ class StepRule:
         self._backwards = _Backwards.NONE
         self._seen_forward = False
         self._synced_forward = False
+
+
+class EarlyStepRule(StepRule):
+    """As mode ``"none"``, but the round of a step runs at its begin: the step uses its outcome."""
+
+    def __init__(self) -> None:
+        super().__init__(close_at_once=True)
+
+    def step_begin(self, *, closure: bool) -> Actions:
+        self._in_closure = closure
+        return self._run_if_owed()
+
+    def step_end(self) -> Actions:
+        self._in_closure = False
+        return NOTHING
 
 
 class StepNesting:
