@@ -19,7 +19,7 @@ class DecentLaM(Remedy):
     With momentum 0 that is W (x - lr g). Where lr is 0 the step is x <- W x with gradient 0. A
     parameter without a gradient takes part with g = 0. Weight decay is SGD's own, unmixed. Memory:
     a copy of the model for the time of the exchange. Bytes: none beside the exchange.
-    Source: Yuan et al., DecentLaM, arXiv 2104.11981, algorithm 2.
+    Source: Yuan et al., DecentLaM, arXiv 2104.11981.
     """
 
     _before: dict[int, torch.Tensor] | None = None

@@ -25,7 +25,7 @@ class MomentumExchange(Remedy):
     They are posted with the parameters and mixed when the round closes, at the latest before the
     next step. A parameter without a buffer (no step yet, or never a gradient) counts as zero and
     gets none. Bytes: those of the parameters again. Memory: inboxes of one more model.
-    Source: Yu, Jin, Yang, arXiv 1905.03817, algorithm 2.
+    Source: Yu, Jin, Yang, ICML 2019, arXiv 1905.03817.
     """
 
     def __init__(self, gossip: Gossip) -> None:
