@@ -364,7 +364,7 @@ def test_an_optimizer_that_does_not_fit_is_refused(
 
 def test_a_closure_comes_too_late_for_remedies_that_need_gradients() -> None:
     for momentum in ("quasi-global", "decentlam"):
-        config = GossipConfig(overlap="none", momentum=momentum)  # type: ignore[arg-type]
+        config = GossipConfig(overlap="none", momentum=momentum)
         for said in first_step(config, sgd, closure=lambda: 0.0):
             assert "expected optimizer.step() without a closure" in said
 
