@@ -37,21 +37,29 @@ from crossover_comm.errors import (
     ProgressTimeout,
     TransportError,
 )
+from crossover_comm.graphs import from_networkx
 from crossover_comm.hooks import synchronize
 from crossover_comm.optimizer import DistributedOptimizer
 from crossover_comm.planning import Option, plan
 from crossover_comm.topology import (
+    AllReduce,
+    Base2,
     Complete,
     Crossover,
     CrossoverSequential,
     Exponential,
+    ExponentialXor,
+    GroupCrossover,
+    MixedRadix,
     Ring,
+    Shift,
     Table,
-    from_networkx,
 )
 
 __all__ = [
     "PRESETS",
+    "AllReduce",
+    "Base2",
     "Complete",
     "Crossover",
     "CrossoverError",
@@ -60,12 +68,16 @@ __all__ = [
     "DistributedDataParallel",
     "DistributedOptimizer",
     "Exponential",
+    "ExponentialXor",
     "GossipConfig",
+    "GroupCrossover",
     "InvalidArgument",
+    "MixedRadix",
     "NonFiniteError",
     "Option",
     "ProgressTimeout",
     "Ring",
+    "Shift",
     "Table",
     "TransportError",
     "__version__",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
+from crossover_comm import _C
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.topology import Topology, topology_from
 
@@ -64,6 +65,12 @@ class GossipConfig:
             ``torch.optim.SGD`` with momentum: ``"quasi-global"``: it is made from what exchanges
             have made of the steps. ``"decentlam"``: the exchange comes before the step and enters
             the gradient, which removes the bias that large batches amplify; ``overlap="none"``.
+        rounds_per_step: Rounds of the topology that one step runs, one after the other. Each sends
+            what the topology's rounds send; more than one needs a float32 copy of the model.
+        exact_every: Every so many rounds an exact average takes the place of the topology's round
+            (Gossip-PGA, arXiv 2105.09080): in rounds H - 1, 2 H - 1, ... of 0, 1, 2, ... It sends
+            2 (n - 1)/n models. ``None``: never.
+        exact_first: As many rounds at the start are exact averages.
 
     Raises:
         InvalidArgument: If a value is none of these.
@@ -75,6 +82,9 @@ class GossipConfig:
     segments: SegmentRule = "blocks"
     seed: int = 0
     momentum: Momentum = "local"
+    rounds_per_step: int = 1
+    exact_every: int | None = None
+    exact_first: int = 0
 
     def __post_init__(self) -> None:
         topology_from(self.topology)
@@ -87,13 +97,31 @@ class GossipConfig:
             )
         if not _is_integer(self.seed, at_least=0) or self.seed > MAX_SEED:
             raise InvalidArgument(f"seed: expected an integer in 0 .. 2**64 - 1, got {self.seed!r}")
-
+        for name, least in (("rounds_per_step", 1), ("exact_every", 1), ("exact_first", 0)):
+            value = getattr(self, name)
+            optional = name == "exact_every" and value is None
+            if not optional and not _is_integer(value, at_least=least):
+                raise InvalidArgument(f"{name}: expected an integer >= {least}, got {value!r}")
         _require_one_of("momentum", self.momentum, MOMENTA)
         if self.momentum == "decentlam" and self.overlap not in (None, "none"):
             raise InvalidArgument(
                 "momentum='decentlam': expected overlap='none', for the step needs the exchange's "
                 f"outcome, got {self.overlap!r}"
             )
+
+    def schedule(self, size: int, num_segments: int) -> _C.Schedule:
+        """What the engine runs in a job of `size` ranks: the topology's rounds, several to a step
+        and replaced by exact averages where this says so.
+
+        Raises:
+            InvalidArgument: The topology does not exist for these arguments.
+        """
+        schedule = topology_from(self.topology).schedule(size, self.seed, num_segments)
+        if self.rounds_per_step > 1:
+            schedule = _C.repeated_schedule(schedule, self.rounds_per_step)
+        if self.exact_every is not None or self.exact_first > 0:
+            schedule = _C.exact_average_schedule(schedule, self.exact_every or 0, self.exact_first)
+        return schedule
 
     def overlap_or(self, default: Overlap) -> Overlap:
         """The mode, in a wrapper whose own is `default`."""
@@ -110,6 +138,9 @@ class GossipConfig:
             "segments": self.segments,
             "seed": self.seed,
             "momentum": self.momentum,
+            "rounds_per_step": self.rounds_per_step,
+            "exact_every": self.exact_every,
+            "exact_first": self.exact_first,
         }
 
 

@@ -17,7 +17,6 @@ from crossover_comm.context import Context
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.layout import DTYPE_NAMES, require_disjoint
 from crossover_comm.segments import cut, describe, issue_order
-from crossover_comm.topology import topology_from
 
 __all__ = ["Gossip"]
 
@@ -64,9 +63,7 @@ class Gossip:
             "segments": describe(self.segments),
         }
         context.agree("the model's gossip", canonical_json(description))
-        self._schedule = topology_from(config.topology).schedule(
-            context.launch.size, config.seed, len(self.segments)
-        )
+        self._schedule = config.schedule(context.launch.size, len(self.segments))
         self._plan = self._plan_of_segments(config, overlap)
         self._companions: list[int] = []
         self.plan = self._add_plan()

@@ -6,36 +6,35 @@ schedule draws is written down in `crossover_comm.formulas`. With one rank every
 
 from __future__ import annotations
 
-import itertools
 import operator
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from crossover_comm import _C
 from crossover_comm.errors import InvalidArgument
-from crossover_comm.formulas import Row
 
 __all__ = [
+    "AllReduce",
+    "Base2",
     "Complete",
     "Crossover",
     "CrossoverSequential",
     "Exponential",
+    "ExponentialXor",
+    "GroupCrossover",
+    "MixedRadix",
     "Ring",
+    "Shift",
     "Table",
     "Topology",
-    "from_networkx",
     "mixing_matrix",
     "topology_from",
 ]
-
-
-_TOLERANCE = 1e-9
 
 
 class Topology(ABC):
@@ -67,13 +66,25 @@ class Crossover(Topology):
     """A uniform derangement per (seed, round, segment), weight 1/2.
 
     Formula: `formulas.crossover_row`. Doubly stochastic: W = (I + P)/2. ``seed`` in 0..2^64-1.
+
+    Args:
+        segmentwise: a map for each segment; False is the paper's ablation "noseg", one map per
+            round for all of them.
+        fair: every rank is a source exactly once; False is the paper's ablation "nofairness",
+            sources drawn with replacement (`formulas.nofairness_row`): row-stochastic, the mean
+            drifts. Both False: "nofaseg".
     """
 
     name: ClassVar[str] = "crossover"
+    segmentwise: bool = True
+    fair: bool = True
 
     def schedule(self, size: int, seed: int, num_segments: int) -> _C.PeerSchedule:
         _check_seed(self.name, seed, 2**64 - 1)
-        return _C.crossover_schedule(size, seed)
+        return _C.crossover_schedule(size, seed, self.segmentwise, self.fair)
+
+    def describe(self) -> dict[str, object]:
+        return {"topology": self.name, "segmentwise": self.segmentwise, "fair": self.fair}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +104,112 @@ class CrossoverSequential(Topology):
 
 
 @dataclass(frozen=True, slots=True)
+class Shift(Topology):
+    """Every rank r hears r + s mod size, weight 1/2, a fresh s per (seed, round, segment).
+
+    Formula: `formulas.shift_row`. Doubly stochastic, and shrinks the distance to the mean as much
+    as a uniform derangement does; drawing costs O(1). ``seed`` in 0..2^64-1.
+    """
+
+    name: ClassVar[str] = "shift"
+
+    def schedule(self, size: int, seed: int, num_segments: int) -> _C.PeerSchedule:
+        _check_seed(self.name, seed, 2**64 - 1)
+        return _C.shift_schedule(size, seed)
+
+
+@dataclass(frozen=True, slots=True)
 class Exponential(Topology):
     """The one-peer exponential graph, weight 1/2.
 
-    Formula: `formulas.exponential_row`. Doubly stochastic.
+    Formula: `formulas.exponential_row`. Doubly stochastic. Exact after log2(size) rounds for a
+    power of two.
     """
 
     name: ClassVar[str] = "exponential"
 
     def schedule(self, size: int, seed: int, num_segments: int) -> _C.PeerSchedule:
         return _C.exponential_schedule(size)
+
+
+@dataclass(frozen=True, slots=True)
+class ExponentialXor(Topology):
+    """The one-peer exponential graph of symmetric pairs: r and r xor 2^k, weight 1/2.
+
+    Formula: `formulas.exponential_xor_row`. Doubly stochastic. Exact after log2(size) rounds for a
+    power of two; for other sizes some ranks are idle in some rounds.
+    """
+
+    name: ClassVar[str] = "exponential-xor"
+
+    def schedule(self, size: int, seed: int, num_segments: int) -> _C.PeerSchedule:
+        return _C.exponential_xor_schedule(size)
+
+
+@dataclass(frozen=True, slots=True)
+class Base2(Topology):
+    """Pairs that reach the exact average in about 2 log2(size) rounds for any size.
+
+    Formula: `formulas.base2_row`; rounds: `formulas.base2_num_rounds`. Doubly stochastic. Segment s
+    starts s rounds later in the period, so its first exact average may be one period late.
+    """
+
+    name: ClassVar[str] = "base2"
+
+    def schedule(self, size: int, seed: int, num_segments: int) -> _C.PeerSchedule:
+        return _C.base2_schedule(size)
+
+
+@dataclass(frozen=True, slots=True)
+class MixedRadix(Topology):
+    """The ranks as numbers of several digits; each round averages along one digit, exactly.
+
+    Formula: `formulas.mixed_radix_row`. Doubly stochastic; exact after as many rounds as digits,
+    for any size. A digit of radix p costs 2 (p - 1)/p models on the wire.
+
+    Args:
+        radices: of the digits, lowest first; their product is the number of ranks. Empty: its prime
+            factors, ascending.
+    """
+
+    name: ClassVar[str] = "mixed-radix"
+    radices: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "radices", tuple(map(operator.index, self.radices)))
+
+    def schedule(self, size: int, seed: int, num_segments: int) -> _C.Schedule:
+        return _C.mixed_radix_schedule(size, self.radices)
+
+    def describe(self) -> dict[str, object]:
+        return {"topology": self.name, "radices": list(self.radices)}
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCrossover(Topology):
+    """Random groups per (seed, round, segment), each of which takes its exact average.
+
+    Formula: `formulas.group_crossover_row`. Doubly stochastic; groups of m cost 2 (m - 1)/m models
+    on the wire. A dial from pairs (``group_size=2``) to all-reduce (``group_size`` the number of
+    ranks or more). ``seed`` in 0..2^64-1.
+
+    Args:
+        group_size: the most ranks in a group, at least 1; sizes differ by at most one.
+    """
+
+    name: ClassVar[str] = "group-crossover"
+    group_size: int
+
+    def __post_init__(self) -> None:
+        if operator.index(self.group_size) < 1:
+            raise InvalidArgument(f"group_size: expected at least 1, got {self.group_size}")
+
+    def schedule(self, size: int, seed: int, num_segments: int) -> _C.Schedule:
+        _check_seed(self.name, seed, 2**64 - 1)
+        return _C.group_crossover_schedule(size, self.group_size, seed)
+
+    def describe(self) -> dict[str, object]:
+        return {"topology": self.name, "group_size": self.group_size}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +227,7 @@ class Ring(Topology):
 
 @dataclass(frozen=True, slots=True)
 class Complete(Topology):
-    """Every rank hears every other: an exact average.
+    """Every rank hears every other: an exact average in one phase, for size - 1 models sent.
 
     Formula: `formulas.complete_row`. Doubly stochastic.
     """
@@ -129,6 +236,20 @@ class Complete(Topology):
 
     def schedule(self, size: int, seed: int, num_segments: int) -> _C.PeerSchedule:
         return _C.complete_schedule(size)
+
+
+@dataclass(frozen=True, slots=True)
+class AllReduce(Topology):
+    """An exact average by reduce-scatter and all-gather, for 2 (size - 1)/size models sent.
+
+    Formula: `formulas.complete_row`. Doubly stochastic; with fp32 on the wire all ranks end with
+    the same bits.
+    """
+
+    name: ClassVar[str] = "all-reduce"
+
+    def schedule(self, size: int, seed: int, num_segments: int) -> _C.Schedule:
+        return _C.all_reduce_schedule(size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +306,19 @@ class Table(Topology):
 
 
 _NAMED: dict[str, Topology] = {
-    topology.name: topology
-    for topology in (Crossover(), CrossoverSequential(), Exponential(), Ring(), Complete())
+    "crossover": Crossover(),
+    "noseg": Crossover(segmentwise=False),
+    "nofairness": Crossover(fair=False),
+    "nofaseg": Crossover(segmentwise=False, fair=False),
+    "crossover-sequential": CrossoverSequential(),
+    "shift": Shift(),
+    "exponential": Exponential(),
+    "exponential-xor": ExponentialXor(),
+    "base2": Base2(),
+    "mixed-radix": MixedRadix(),
+    "ring": Ring(),
+    "complete": Complete(),
+    "all-reduce": AllReduce(),
 }
 
 
@@ -233,101 +365,6 @@ def mixing_matrix(
         np.fill_diagonal(matrix, 0.0)
         np.fill_diagonal(matrix, 1.0 - matrix.sum(axis=0))
     return matrix
-
-
-class Graph(Protocol):
-    """The part of a networkx graph that `from_networkx` reads."""
-
-    @property
-    def nodes(self) -> Any: ...
-    @property
-    def edges(self) -> Any: ...
-    def is_directed(self) -> bool: ...
-    def is_multigraph(self) -> bool: ...
-
-
-def from_networkx(graph: Graph, *, push_sum: bool = False) -> Table:
-    """Make a static topology from a networkx graph whose nodes are the ranks 0..n-1.
-
-    An edge u-v lets both ends hear each other, a directed edge u -> v lets v hear u. If every edge
-    has the attribute ``weight``, that is the weight. Otherwise, with d the degree:
-    undirected, Metropolis-Hastings: w_ij = 1 / (1 + max(d_i, d_j)), which is doubly stochastic;
-    directed: w_ij = 1 / (1 + in-degree of i), declared doubly stochastic if its columns sum to 1,
-    else row-stochastic, under which the mean over ranks drifts.
-    Source: Xiao, Boyd, Lall, "A scheme for robust distributed sensor fusion based on average
-    consensus", IPSN 2005.
-
-    Args:
-        graph: Graph or DiGraph, without self-loops.
-        push_sum: whether weights are shares of what a rank gives away: without the attribute
-            p_ij = 1 / (1 + out-degree of j), or degree. The topology is then column-stochastic and
-            keeps the mean on any digraph (`Table`). Source: Nedic, Olshevsky, arXiv 1406.2075.
-
-    Raises:
-        InvalidArgument: nodes other than 0..n-1, self-loops, parallel edges, weights on some edges
-            only, or weights that a row cannot have.
-    """
-    sources = _in_edges(graph)
-    degrees = [len(row) for row in sources]
-    weighted = _is_weighted(graph)
-    if push_sum:
-        return Table(tables=[_shares(sources, weighted)], stochasticity="column")
-    rows: list[Row] = []
-    for rank, row in enumerate(sources):
-        rows.append([])
-        for peer, weight in sorted(row.items()):
-            degree = degrees[rank] if graph.is_directed() else max(degrees[rank], degrees[peer])
-            rows[-1].append((peer, float(weight) if weighted else 1.0 / (1.0 + degree)))
-    return Table(tables=[rows], stochasticity=_stochasticity(rows))
-
-
-def _shares(sources: Sequence[dict[int, Any]], weighted: bool) -> list[Row]:
-    receivers = Counter(peer for row in sources for peer in row)
-    return [
-        [
-            (peer, float(weight) if weighted else 1.0 / (1.0 + receivers[peer]))
-            for peer, weight in sorted(row.items())
-        ]
-        for row in sources
-    ]
-
-
-def _in_edges(graph: Graph) -> list[dict[int, Any]]:
-    """Per rank, the ranks it hears and the attribute ``weight`` of the edge, None if absent."""
-    size = len(graph.nodes)
-    if size == 0 or set(graph.nodes) != set(range(size)):
-        raise InvalidArgument(
-            f"graph: expected nodes 0..n-1, one per rank, got {size} nodes with other names; "
-            "networkx.convert_node_labels_to_integers renames them"
-        )
-    if graph.is_multigraph():
-        raise InvalidArgument("graph: expected at most one edge between ranks, got a multigraph")
-    sources: list[dict[int, Any]] = [{} for _ in range(size)]
-    for u, v, weight in graph.edges(data="weight"):
-        if u == v:
-            raise InvalidArgument(
-                f"edge ({u}, {v}): is a self-loop; a rank's own weight is what the others leave"
-            )
-        sources[v][u] = weight
-        if not graph.is_directed():
-            sources[u][v] = weight
-    return sources
-
-
-def _is_weighted(graph: Graph) -> bool:
-    missing = [(u, v) for u, v, weight in graph.edges(data="weight") if weight is None]
-    if missing and len(missing) < len(graph.edges):
-        raise InvalidArgument(
-            f"edge {missing[0]}: has no weight, but others have; give every edge one, or none"
-        )
-    return not missing
-
-
-def _stochasticity(rows: Sequence[Row]) -> str:
-    columns = [1.0 - sum(weight for _, weight in row) for row in rows]
-    for peer, weight in itertools.chain.from_iterable(rows):
-        columns[peer] += weight
-    return "doubly" if all(abs(total - 1.0) <= _TOLERANCE for total in columns) else "row"
 
 
 def _check_seed(name: str, seed: int, largest: int) -> None:

@@ -17,7 +17,7 @@ from crossover_comm.config import GossipConfig
 from crossover_comm.context import Context, Settings
 from crossover_comm.launch import Launch
 from crossover_comm.segments import cut, trainable_parameters
-from crossover_comm.topology import mixing_matrix, topology_from
+from crossover_comm.topology import mixing_matrix
 
 ResultT = TypeVar("ResultT")
 
@@ -99,9 +99,7 @@ class DenseMixing:
         self._segments = [
             cut(replica, trainable_parameters(replica), config.segments) for replica in replicas
         ]
-        self._schedule = topology_from(config.topology).schedule(
-            len(replicas), config.seed, len(self._segments[0])
-        )
+        self._schedule = config.schedule(len(replicas), len(self._segments[0]))
         self._wire = {"fp32": torch.float64, "bf16": torch.bfloat16}[config.wire]
         self.rounds = 0
 

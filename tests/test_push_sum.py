@@ -21,10 +21,11 @@ from crossover_comm.config import PRESETS, GossipConfig, Overlap
 from crossover_comm.context import Context
 from crossover_comm.ddp import DistributedDataParallel
 from crossover_comm.errors import InvalidArgument
+from crossover_comm.graphs import from_networkx
 from crossover_comm.hooks import attach, synchronize
 from crossover_comm.optimizer import DistributedOptimizer
 from crossover_comm.segments import cut, trainable_parameters
-from crossover_comm.topology import Table, from_networkx, mixing_matrix, topology_from
+from crossover_comm.topology import Table, mixing_matrix, topology_from
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 NUM_STEPS = 8

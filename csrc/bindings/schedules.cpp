@@ -78,9 +78,9 @@ std::shared_ptr<PeerSchedule> make_table(const std::vector<std::vector<PythonRow
 }
 
 // Python shares schedules with engines.
-template <typename... Args>
-auto shared(std::unique_ptr<PeerSchedule> (*make)(Args...)) {
-  return [make](Args... args) { return std::shared_ptr<PeerSchedule>(make(std::move(args)...)); };
+template <typename Made, typename... Args>
+auto shared(std::unique_ptr<Made> (*make)(Args...)) {
+  return [make](Args... args) { return std::shared_ptr<Made>(make(std::move(args)...)); };
 }
 
 }  // namespace
@@ -94,13 +94,33 @@ void bind_schedules(py::module_& m) {
       .def("program", &python_program, "round"_a, "segment"_a, "numel"_a, "rank"_a);
   py::class_<PeerSchedule, Schedule, std::shared_ptr<PeerSchedule>>(m, "PeerSchedule")
       .def("rows", &python_rows, "round"_a, "segment"_a);
-  m.def("crossover_schedule", shared(&crossover_schedule), "size"_a, "seed"_a);
+  m.def("crossover_schedule", shared(&crossover_schedule), "size"_a, "seed"_a, "segmentwise"_a,
+        "fair"_a);
   m.def("crossover_sequential_schedule", shared(&crossover_sequential_schedule), "size"_a, "seed"_a,
         "num_segments"_a);
+  m.def("shift_schedule", shared(&shift_schedule), "size"_a, "seed"_a);
   m.def("exponential_schedule", shared(&exponential_schedule), "size"_a);
+  m.def("exponential_xor_schedule", shared(&exponential_xor_schedule), "size"_a);
+  m.def("base2_schedule", shared(&base2_schedule), "size"_a);
+  m.def("mixed_radix_schedule", shared(&mixed_radix_schedule), "size"_a, "radices"_a);
+  m.def("group_crossover_schedule", shared(&group_crossover_schedule), "size"_a, "group_size"_a,
+        "seed"_a);
   m.def("ring_schedule", shared(&ring_schedule), "size"_a);
   m.def("complete_schedule", shared(&complete_schedule), "size"_a);
+  m.def("all_reduce_schedule", shared(&all_reduce_schedule), "size"_a);
   m.def("table_schedule", &make_table, "tables"_a, "stochasticity"_a, "rotate_by_segment"_a);
+  m.def(
+      "repeated_schedule",
+      [](const std::shared_ptr<Schedule>& inner, uint64_t rounds_per_step) {
+        return std::shared_ptr<Schedule>(repeated_schedule(inner, rounds_per_step));
+      },
+      "inner"_a, "rounds_per_step"_a);
+  m.def(
+      "exact_average_schedule",
+      [](const std::shared_ptr<Schedule>& inner, uint64_t every, uint64_t first) {
+        return std::shared_ptr<Schedule>(exact_average_schedule(inner, every, first));
+      },
+      "inner"_a, "every"_a, "first"_a);
 }
 
 }  // namespace crossover

@@ -98,7 +98,8 @@ class Device {
   /// For every element k: x_k <- x_k + sum_j weight_j * (m_jk - Q(x_k)) over the messages whose
   /// slice holds k, in the order given, Q the cast to `own` and back, with x_k read once before.
   /// Computed as acc = fma(weight_j, m_jk - q, acc) in float32 (float64 for float64 tensors),
-  /// rounded to the tensor's dtype once at the end.
+  /// rounded to the tensor's dtype once at the end. A weight of 1 is acc = (acc - q) + m_jk, so
+  /// that an x that is what was sent becomes what has arrived, the same bits but a zero's sign.
   virtual void mix(const TensorList& tensors, Dtype own,
                    std::span<const WeightedMessage> messages) = 0;
   /// work[k] <- Q(x_k) over `spec.slice`, in float32 (float64 for float64 tensors): where a program

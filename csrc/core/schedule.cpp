@@ -96,10 +96,7 @@ Neighbours PeerSchedule::neighbours(const RoundKey& key, int rank) const {
 }
 
 Program PeerSchedule::program(const RoundKey& key, int64_t numel, int rank) const {
-  if (rank < 0 || rank >= size()) {
-    throw InvalidArgument(std::string(name()) + ": rank: expected 0.." +
-                          std::to_string(size() - 1) + ", got " + std::to_string(rank));
-  }
+  require_rank(*this, rank);
   if (numel == 0) return {};
   const Neighbours own = neighbours(key, rank);
   if (own.receives.empty() && own.sends.empty()) return {};
@@ -128,6 +125,12 @@ void require_size(std::string_view name, int size) {
   if (size >= 1) return;
   throw InvalidArgument(std::string(name) + ": size: expected at least 1, got " +
                         std::to_string(size));
+}
+
+void require_rank(const Schedule& schedule, int rank) {
+  if (rank >= 0 && rank < schedule.size()) return;
+  throw InvalidArgument(std::string(schedule.name()) + ": rank: expected 0.." +
+                        std::to_string(schedule.size() - 1) + ", got " + std::to_string(rank));
 }
 
 }  // namespace crossover

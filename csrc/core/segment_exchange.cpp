@@ -93,25 +93,24 @@ void SegmentExchange::prepare(uint64_t round, Transport& transport, OperationTab
   begun_ = false;
   phase_ = 0;
   program_ = context_.schedule.program({round, context_.segment}, numel, context_.rank);
-  const size_t num_phases = program_.phases.size();
-  check(!is_push_sum_ || num_phases <= 1, "push-sum has programs of one phase");
-  if (inboxes_.size() < num_phases) inboxes_.resize(num_phases);
-  awaited_.assign(num_phases, 0);
-  for (uint32_t phase = 0; phase < num_phases; ++phase) announce(phase, transport, operations);
+  check(!is_push_sum_ || program_.phases.size() <= 1, "push-sum has programs of one phase");
+  awaited_.assign(program_.phases.size(), 0);
+  for (uint32_t phase = 0; phase < kPhasesAhead; ++phase) announce(phase, transport, operations);
 }
 
 void SegmentExchange::announce(uint32_t phase, Transport& transport, OperationTable& operations) {
+  if (phase >= program_.phases.size()) return;
   const std::vector<Receive>& receives = program_.phases[phase].receives;
-  std::vector<Inbox>& inboxes = inboxes_[phase];
-  if (inboxes.size() < receives.size()) inboxes.resize(receives.size());
+  std::vector<Inbox>& rooms = inboxes(phase);
+  if (rooms.size() < receives.size()) rooms.resize(receives.size());
   for (size_t i = 0; i < receives.size(); ++i) {
     const uint64_t bytes = wire_bytes(receives[i].slice);
     if (bytes == 0) continue;
-    reserve(inboxes[i].buffer, bytes, context_.device);
-    inboxes[i].sink = context_.device.sink(*inboxes[i].buffer, bytes);
+    reserve(rooms[i].buffer, bytes, context_.device);
+    rooms[i].sink = context_.device.sink(*rooms[i].buffer, bytes);
     ++awaited_[phase];
     const uint64_t token = operations.add({this, false, phase, receives[i].peer, bytes});
-    transport.receive(receives[i].peer, tag(phase), *inboxes[i].sink, token);
+    transport.receive(receives[i].peer, tag(phase), *rooms[i].sink, token);
   }
 }
 
@@ -167,19 +166,21 @@ bool SegmentExchange::advance(Transport& transport, OperationTable& operations) 
       const std::vector<WeightedMessage> arrived = messages(phase_);
       if (!arrived.empty()) context_.device.mix(work(), wire_, arrived);
     }
+    announce(phase_ + kPhasesAhead, transport, operations);
     ++phase_;
     if (phase_ < program_.phases.size()) send_phase(transport, operations);
   }
   return true;
 }
 
-std::vector<WeightedMessage> SegmentExchange::messages(uint32_t phase) const {
+std::vector<WeightedMessage> SegmentExchange::messages(uint32_t phase) {
   std::vector<WeightedMessage> arrived;
+  const std::vector<Inbox>& rooms = inboxes(phase);
   const std::vector<Receive>& receives = program_.phases[phase].receives;
   for (size_t i = 0; i < receives.size(); ++i) {
     if (receives[i].slice.numel() == 0) continue;
-    arrived.push_back({inboxes_[phase][i].buffer->data(), receives[i].slice, wire_,
-                       receives[i].weight, inboxes_[phase][i].buffer.get()});
+    arrived.push_back({rooms[i].buffer->data(), receives[i].slice, wire_, receives[i].weight,
+                       rooms[i].buffer.get()});
   }
   return arrived;
 }
@@ -197,11 +198,11 @@ void SegmentExchange::mix_into(std::span<void* const> addresses, StreamHandle st
 }
 
 // The message's data frames name it, and a peer may be anybody.
-void SegmentExchange::require_weight(const Operation& operation) const {
+void SegmentExchange::require_weight(const Operation& operation) {
   const std::vector<Receive>& receives = program_.phases[operation.phase].receives;
   for (size_t i = 0; i < receives.size(); ++i) {
     if (receives[i].peer != operation.peer) continue;
-    const double weight = inboxes_[operation.phase][i].sink->weight;
+    const double weight = inboxes(operation.phase)[i].sink->weight;
     if (std::isfinite(weight) && weight > 0.0) continue;
     throw TransportError(describe_segment(context_.plan, context_.segment) + ": rank " +
                          std::to_string(operation.peer) + " sent the push-sum weight " +
@@ -213,7 +214,7 @@ void SegmentExchange::take_push_sum_step(std::vector<WeightedMessage>& arrived) 
   const Phase& phase = program_.phases[0];
   std::vector<double> peers;
   for (size_t i = 0; i < phase.receives.size(); ++i) {
-    peers.push_back(inboxes_[0][i].sink->weight);
+    peers.push_back(inboxes(0)[i].sink->weight);
   }
   const PushSumStep step = push_sum_step(phase, weight_, peers);
   for (size_t i = 0; i < arrived.size(); ++i) arrived[i].weight = step.factors[i];
@@ -222,7 +223,7 @@ void SegmentExchange::take_push_sum_step(std::vector<WeightedMessage>& arrived) 
 
 void SegmentExchange::release() {
   sources_.clear();
-  inboxes_.clear();
+  for (std::vector<Inbox>& rooms : inboxes_) rooms.clear();
   work_.reset();
   packed_.reset();
   posted_.reset();

@@ -1,6 +1,7 @@
 // One segment's way through its rounds: draws the program, announces room, sends, mixes phases.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -61,7 +62,8 @@ struct ExchangeContext {
 ///
 /// A program of one phase is mixed from the inboxes straight into the tensors. One of several
 /// phases works on a copy in `work_`, so that tensors are written only in mix_into; there the
-/// difference between the copy and Q(x) is added.
+/// difference between the copy and Q(x) is added. Rooms are announced two phases ahead, so that
+/// memory is that of the largest two, however many there are.
 class SegmentExchange {
  public:
   explicit SegmentExchange(const ExchangeContext& context);
@@ -90,6 +92,8 @@ class SegmentExchange {
   uint64_t wire_bytes(const Slice& slice) const;
 
  private:
+  static constexpr uint32_t kPhasesAhead = 2;
+
   struct Inbox {
     std::unique_ptr<DeviceBuffer> buffer;
     std::unique_ptr<MessageSink> sink;
@@ -105,8 +109,9 @@ class SegmentExchange {
   void copy_to_work();
   void send_phase(Transport& transport, OperationTable& operations);
   bool advance(Transport& transport, OperationTable& operations);
-  std::vector<WeightedMessage> messages(uint32_t phase) const;
-  void require_weight(const Operation& operation) const;
+  std::vector<Inbox>& inboxes(uint32_t phase) { return inboxes_[phase % kPhasesAhead]; }
+  std::vector<WeightedMessage> messages(uint32_t phase);
+  void require_weight(const Operation& operation);
   void take_push_sum_step(std::vector<WeightedMessage>& arrived);
   static void reserve(std::unique_ptr<DeviceBuffer>& buffer, size_t bytes, Device& device);
 
@@ -121,8 +126,8 @@ class SegmentExchange {
   std::unique_ptr<TensorNotes> notes_;
   std::shared_ptr<Fence> posted_;
   std::vector<void*> addresses_;
-  std::vector<std::vector<Inbox>> inboxes_;  // per phase, per receive; buffers are kept
-  std::vector<uint32_t> awaited_;            // per phase: receives not complete
+  std::array<std::vector<Inbox>, kPhasesAhead> inboxes_;  // per receive; buffers are kept
+  std::vector<uint32_t> awaited_;                         // per phase: receives not complete
   std::vector<std::unique_ptr<MessageSource>> sources_;
   uint32_t unsent_ = 0;
   std::unique_ptr<DeviceBuffer> work_;

@@ -76,8 +76,17 @@ struct Bfloat16 {
 
 __device__ inline float difference(float a, float b) { return __fsub_rn(a, b); }
 __device__ inline double difference(double a, double b) { return __dsub_rn(a, b); }
+__device__ inline float total(float a, float b) { return __fadd_rn(a, b); }
+__device__ inline double total(double a, double b) { return __dadd_rn(a, b); }
 __device__ inline float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 __device__ inline double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
+
+/// The sum with one more message of `weight`; a weight of 1 takes the message's bits.
+template <class A>
+__device__ A with_message(A sum, A weight, A other, A own) {
+  if (weight == A{1}) return total(difference(sum, own), other);
+  return fused(weight, difference(other, own), sum);
+}
 
 template <size_t kBytes>
 struct Word;

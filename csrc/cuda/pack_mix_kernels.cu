@@ -145,7 +145,7 @@ __device__ void mix_element(const MixLaunch& launch, const TilePart& part, typen
     const int64_t element = part.in_segment + k;
     if (element < message.slice.begin || element >= message.slice.end) continue;
     const A other = M::template decode<A>(aligned_with<M>(message, part)[k]);
-    sum = fused(static_cast<A>(message.weight), difference(other, own), sum);
+    sum = with_message(sum, static_cast<A>(message.weight), other, own);
     any = true;
   }
   if (any) x[k] = T::encode(sum);
@@ -188,7 +188,7 @@ struct MixTile {
 #pragma unroll
     for (int k = 0; k < kNumelPerThread; ++k) {
       const A other = M::template decode<A>(message[k / kNumel].elements[k % kNumel]);
-      sum[k] = fused(weight, difference(other, own[k]), sum[k]);
+      sum[k] = with_message(sum[k], weight, other, own[k]);
     }
   }
 

@@ -112,8 +112,18 @@ A quantized(A value) {
   return Own::template decode<A>(Own::encode_number(value));
 }
 
+/// The sum with one more message of `weight`; kTaken: a weight of 1.
+template <bool kTaken, class A>
+A with_message(A sum, A weight, A other, A own) {
+  if constexpr (kTaken) {
+    return (sum - own) + other;
+  } else {
+    return fma(weight, other - own, sum);
+  }
+}
+
 /// The common case: one message in the type that this rank sends.
-template <class T, class Own>
+template <bool kTaken, class T, class Own>
 void mix_one(std::byte* __restrict x, const std::byte* __restrict message, double weight,
              int64_t numel) {
   using A = typename T::Arithmetic;
@@ -121,7 +131,7 @@ void mix_one(std::byte* __restrict x, const std::byte* __restrict message, doubl
   for (int64_t k = 0; k < numel; ++k) {
     const A own = T::template decode<A>(load<T>(x, k));
     const A other = Own::template decode<A>(load<Own>(message, k));
-    store<T>(x, k, T::encode(fma(w, other - quantized<Own>(own), own)));
+    store<T>(x, k, T::encode(with_message<kTaken>(own, w, other, quantized<Own>(own))));
   }
 }
 
@@ -141,12 +151,18 @@ void begin_block(MixBlock<A>& block, const std::byte* x, int64_t numel) {
   }
 }
 
-template <class M, class A>
-void add_message(MixBlock<A>& block, const std::byte* message, A weight, int64_t numel) {
+template <bool kTaken, class M, class A>
+void add_elements(MixBlock<A>& block, const std::byte* message, A weight, int64_t numel) {
   for (int64_t k = 0; k < numel; ++k) {
     const A other = M::template decode<A>(load<M>(message, k));
-    block.sum[k] = fma(weight, other - block.own[k], block.sum[k]);
+    block.sum[k] = with_message<kTaken>(block.sum[k], weight, other, block.own[k]);
   }
+}
+
+template <class M, class A>
+void add_message(MixBlock<A>& block, const std::byte* message, A weight, int64_t numel) {
+  if (weight == A{1}) return add_elements<true, M>(block, message, weight, numel);
+  add_elements<false, M>(block, message, weight, numel);
 }
 
 template <class T, class A>
@@ -172,7 +188,9 @@ void add_input(MixBlock<A>& block, const MixInput& input, int64_t begin, int64_t
 template <class T, class Own>
 void mix(std::byte* x, const MixInput* inputs, size_t num_inputs, int64_t numel) {
   if (num_inputs == 1 && inputs[0].dtype == Own::kDtype) {
-    mix_one<T, Own>(x, inputs[0].data, inputs[0].weight, numel);
+    const bool taken = static_cast<typename T::Arithmetic>(inputs[0].weight) == 1;
+    const auto one = taken ? mix_one<true, T, Own> : mix_one<false, T, Own>;
+    one(x, inputs[0].data, inputs[0].weight, numel);
     return;
   }
   MixBlock<typename T::Arithmetic> block;

@@ -48,33 +48,6 @@ void train(float* x, size_t numel, uint64_t round) {
   for (size_t k = 0; k < numel; ++k) x[k] = 0.75F * x[k] + static_cast<float>((round + k) % 7);
 }
 
-/// Two phases: the owner of each part averages it, then sends it to everyone.
-class ExactMean final : public Schedule {
- public:
-  explicit ExactMean(int size) : size_(size) {}
-  std::string_view name() const override { return "exact-mean"; }
-  int size() const override { return size_; }
-  Stochasticity stochasticity() const override { return Stochasticity::kDoubly; }
-  Program program(const RoundKey&, int64_t numel, int rank) const override {
-    const auto part = [&](int owner) {
-      return Slice{numel * owner / size_, numel * (owner + 1) / size_};
-    };
-    Program program;
-    program.phases.resize(2);
-    for (int peer = 0; peer < size_; ++peer) {
-      if (peer == rank) continue;
-      program.phases[0].sends.push_back({peer, part(peer)});
-      program.phases[0].receives.push_back({peer, part(rank), 1.0 / size_});
-      program.phases[1].sends.push_back({peer, part(rank)});
-      program.phases[1].receives.push_back({peer, part(peer), 1.0});
-    }
-    return program;
-  }
-
- private:
-  int size_;
-};
-
 /// The same ranks twice: on the fake GPU, whose streams run in an order that is drawn, and on the
 /// host.
 class TwoWorlds {
@@ -168,7 +141,7 @@ TEST(CudaEngine, EqualsTheHostBitForBitOverHostTransports) {
     for (const Dtype wire : {Dtype::kFloat32, Dtype::kBfloat16}) {
       const std::shared_ptr<const Schedule> schedules[] = {
           crossover_schedule(kSize, 5), ring_schedule(kSize), complete_schedule(kSize),
-          std::make_shared<ExactMean>(kSize)};
+          all_reduce_schedule(kSize), repeated_schedule(group_crossover_schedule(kSize, 3, 1), 2)};
       for (const auto& schedule : schedules) {
         TwoWorlds worlds(medium, kSize, ++seed);
         worlds.add_plan(small_plan(wire), schedule);

@@ -3,79 +3,14 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
-#include <cmath>
-#include <random>
 #include <thread>
 
+#include "dense_reference.h"
 #include "engine_world.h"
 #include "host/system_poller.h"
 
 namespace crossover::testing {
 namespace {
-
-std::vector<Replica> random_replicas(const SegmentPlan& plan, int size, uint32_t seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<Replica> replicas;
-  for (int rank = 0; rank < size; ++rank) {
-    Replica& replica = replicas.emplace_back(plan);
-    for (auto& tensor : replica.tensors) {
-      for (float& value : tensor) value = normal(generator) + static_cast<float>(rank);
-    }
-  }
-  return replicas;
-}
-
-// Replicas hold their own addresses: a copy needs new ones.
-std::vector<Replica> copy(const SegmentPlan& plan, const std::vector<Replica>& from) {
-  std::vector<Replica> made;
-  for (const Replica& replica : from) {
-    Replica& target = made.emplace_back(plan);
-    for (size_t i = 0; i < replica.tensors.size(); ++i) {
-      std::copy(replica.tensors[i].begin(), replica.tensors[i].end(), target.tensors[i].begin());
-    }
-  }
-  return made;
-}
-
-float round_to(Dtype wire, float value) {
-  if (wire == Dtype::kFloat32) return value;
-  uint32_t bits = std::bit_cast<uint32_t>(value);
-  bits += 0x7FFF + ((bits >> 16) & 1);
-  return std::bit_cast<float>(bits & 0xFFFF0000u);
-}
-
-// x_i <- x_i + sum_j w_ij (m_j - m_i), m = Q(x), element by element.
-void reference_round(const SegmentPlan& plan, const PeerSchedule& schedule, uint64_t round,
-                     std::vector<Replica>& replicas) {
-  const std::vector<Replica> before = copy(plan, replicas);
-  for (uint32_t s = 0; s < plan.segments().size(); ++s) {
-    const std::vector<PeerRow> rows = schedule.rows({round, s});
-    for (size_t rank = 0; rank < replicas.size(); ++rank) {
-      for (size_t t = 0; t < plan.segment(s).numels.size(); ++t) {
-        const size_t index = plan.first_tensor(s) + t;
-        for (size_t k = 0; k < replicas[rank].tensors[index].size(); ++k) {
-          float acc = before[rank].tensors[index][k];
-          const float own = round_to(plan.wire(s), acc);
-          for (const WeightedPeer& entry : rows[rank]) {
-            const float theirs = round_to(plan.wire(s), before[entry.peer].tensors[index][k]);
-            acc = std::fma(static_cast<float>(entry.weight), theirs - own, acc);
-          }
-          replicas[rank].tensors[index][k] = acc;
-        }
-      }
-    }
-  }
-}
-
-void expect_equal(const std::vector<Replica>& a, const std::vector<Replica>& b) {
-  for (size_t rank = 0; rank < a.size(); ++rank) {
-    for (size_t t = 0; t < a[rank].tensors.size(); ++t) {
-      ASSERT_TRUE(a[rank].tensors[t] == b[rank].tensors[t]) << "rank " << rank << ", tensor " << t;
-    }
-  }
-}
 
 std::vector<std::shared_ptr<PeerSchedule>> all_schedules(int size, uint32_t num_segments) {
   std::vector<std::shared_ptr<PeerSchedule>> schedules;
@@ -157,49 +92,6 @@ TEST(Engine, Bfloat16OnTheWireKeepsTheMeanToFloat32Rounding) {
   const uint32_t id = world.add_plan(plan, std::shared_ptr(crossover_schedule(kSize, 1)));
   for (int round = 0; round < 20; ++round) world.round(id, replicas);
   for (size_t k = 0; k < 2000; ++k) ASSERT_NEAR(mean(k), before[k], 20 * 1e-6);
-}
-
-// Everybody in one group: slice r is gathered and averaged by rank r, then handed to all.
-class ReduceScatterAllGather final : public Schedule {
- public:
-  explicit ReduceScatterAllGather(int size) : size_(size) {}
-  std::string_view name() const override { return "reduce-scatter-all-gather"; }
-  int size() const override { return size_; }
-  Stochasticity stochasticity() const override { return Stochasticity::kDoubly; }
-  Program program(const RoundKey&, int64_t numel, int rank) const override {
-    const auto slice = [&](int r) { return Slice{numel * r / size_, numel * (r + 1) / size_}; };
-    Program program;
-    program.phases.resize(2);
-    for (int peer = 0; peer < size_; ++peer) {
-      if (peer == rank) continue;
-      program.phases[0].sends.push_back({peer, slice(peer)});
-      program.phases[0].receives.push_back({peer, slice(rank), 1.0 / size_});
-      program.phases[1].sends.push_back({peer, slice(rank)});
-      program.phases[1].receives.push_back({peer, slice(peer), 1.0});
-    }
-    return program;
-  }
-
- private:
-  int size_;
-};
-
-TEST_P(EngineOverMedia, AProgramOfTwoPhasesReachesTheExactMean) {
-  const auto [medium, size] = GetParam();
-  EngineWorld world(medium, size);
-  const SegmentPlan plan = small_plan();
-  std::vector<Replica> replicas = random_replicas(plan, size, 4);
-  const std::vector<Replica> before = copy(plan, replicas);
-  const uint32_t id = world.add_plan(plan, std::make_shared<ReduceScatterAllGather>(size));
-  world.round(id, replicas);
-  for (size_t t = 0; t < before[0].tensors.size(); ++t) {
-    for (size_t k = 0; k < before[0].tensors[t].size(); ++k) {
-      double mean = 0;
-      for (const Replica& replica : before) mean += replica.tensors[t][k];
-      mean /= size;
-      for (const Replica& replica : replicas) ASSERT_NEAR(replica.tensors[t][k], mean, 1e-5);
-    }
-  }
 }
 
 TEST(Engine, OneMessagePairPerSegmentAndOneModelPerRound) {

@@ -250,7 +250,7 @@ Bytes reference_mix(Dtype dtype, Dtype own, const Bytes& x, std::span<const MixI
 }
 
 void expect_mix_equals_reference(Dtype dtype, Dtype own, std::vector<Dtype> messages, int64_t numel,
-                                 SimdLevel level) {
+                                 SimdLevel level, double weight = 0.3) {
   const Bytes x = reference::encode_all(dtype, varied_values(numel, 2));
   std::vector<Misaligned> received;
   std::vector<MixInput> inputs;
@@ -259,7 +259,7 @@ void expect_mix_equals_reference(Dtype dtype, Dtype own, std::vector<Dtype> mess
     received.emplace_back(reference::encode_all(messages[j], values));
   }
   for (size_t j = 0; j < messages.size(); ++j) {
-    inputs.push_back({received[j].data(), messages[j], 0.3 / static_cast<double>(j + 1)});
+    inputs.push_back({received[j].data(), messages[j], weight / static_cast<double>(j + 1)});
   }
   Misaligned mixed(x);
   mix_elements(mixed.data(), dtype, own, inputs, numel, level);
@@ -289,6 +289,35 @@ TEST_P(EveryLevel, MixOfSeveralMessagesEqualsTheScalarFormulaInTheirOrder) {
         expect_mix_equals_reference(dtype, own, {own, Dtype::kFloat32, own}, numel, GetParam());
       }
     }
+  }
+}
+
+TEST_P(EveryLevel, MixWithAWeightOfOneEqualsTheScalarFormula) {
+  for (const Dtype dtype : kDtypes) {
+    for (const Dtype wire : kDtypes) {
+      const Dtype own = wire_dtype(dtype, wire);
+      for (const int64_t numel : kNumels) {
+        expect_mix_equals_reference(dtype, own, {own}, numel, GetParam(), 1.0);
+        expect_mix_equals_reference(dtype, own, {Dtype::kFloat32}, numel, GetParam(), 1.0);
+        expect_mix_equals_reference(dtype, own, {own, own}, numel, GetParam(), 1.0);
+      }
+    }
+  }
+}
+
+TEST_P(EveryLevel, AWeightOfOneMakesWhatWasSentToWhatHasArrived) {
+  for (const Dtype dtype : kDtypes) {
+    const auto numbers = [](uint32_t seed) {
+      std::vector<double> values = varied_values(1000, seed);
+      std::erase_if(values, [](double value) { return !(std::abs(value) < 1e4); });
+      values.resize(500);
+      return values;
+    };
+    Bytes x = reference::encode_all(dtype, numbers(8));
+    const Bytes message = reference::encode_all(dtype, numbers(9));
+    const MixInput input{message.data(), dtype, 1.0};
+    mix_elements(x.data(), dtype, dtype, {&input, 1}, 500, GetParam());
+    EXPECT_EQ(reference::decode_all(dtype, x), reference::decode_all(dtype, message));
   }
 }
 

@@ -16,21 +16,6 @@ namespace crossover::testing {
 namespace {
 
 /// Averages with rank ^ 1, then with rank ^ 2: four ranks end at the mean.
-class TwoPhases final : public Schedule {
- public:
-  std::string_view name() const override { return "two phases"; }
-  int size() const override { return 4; }
-  Stochasticity stochasticity() const override { return Stochasticity::kDoubly; }
-  Program program(const RoundKey&, int64_t numel, int rank) const override {
-    Program program;
-    for (const int bit : {1, 2}) {
-      const Slice all{0, numel};
-      program.phases.push_back({{{rank ^ bit, all}}, {{rank ^ bit, all, 0.5}}});
-    }
-    return program;
-  }
-};
-
 std::vector<Replica> start_values(const SegmentPlan& plan, int size) {
   std::vector<Replica> replicas;
   for (int rank = 0; rank < size; ++rank) {
@@ -109,7 +94,12 @@ TEST(NcclEngine, TrainsToTheSameBitsAsOverTheHostTransports) {
 }
 
 TEST(NcclEngine, ProgramsOfSeveralPhasesKeepTheirOrder) {
-  expect_as_over_host_transports(std::make_shared<TwoPhases>(), Dtype::kFloat32, "in_progress=2");
+  expect_as_over_host_transports(repeated_schedule(exponential_xor_schedule(4), 3), Dtype::kFloat32,
+                                 "in_progress=2");
+  expect_as_over_host_transports(repeated_schedule(group_crossover_schedule(5, 3, 1), 2),
+                                 Dtype::kFloat32, "in_progress=1");
+  expect_as_over_host_transports(exact_average_schedule(crossover_schedule(4, 1), 2, 0),
+                                 Dtype::kFloat32, "in_progress=2");
 }
 
 TEST(NcclEngine, RefusesPushSumWhoseWeightsItCannotCarry) {

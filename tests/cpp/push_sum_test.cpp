@@ -196,6 +196,7 @@ class NotOfPeers final : public Schedule {
   std::string_view name() const override { return "composite"; }
   int size() const override { return 2; }
   Stochasticity stochasticity() const override { return Stochasticity::kColumn; }
+  int num_phases(const RoundKey&) const override { return 1; }
   Program program(const RoundKey&, int64_t, int) const override { return {}; }
 };
 

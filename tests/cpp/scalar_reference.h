@@ -151,7 +151,9 @@ double mix_element(double x, Dtype own, std::span<const WeightedValue> messages)
   const A q = static_cast<A>(round_to(own, x));
   A sum = static_cast<A>(x);
   for (const WeightedValue& m : messages) {
-    sum = std::fma(static_cast<A>(m.weight), static_cast<A>(m.value) - q, sum);
+    const A value = static_cast<A>(m.value);
+    const A weight = static_cast<A>(m.weight);
+    sum = weight == 1 ? (sum - q) + value : std::fma(weight, value - q, sum);
   }
   return sum;
 }

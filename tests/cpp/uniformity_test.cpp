@@ -1,4 +1,4 @@
-// Chi-square tests of the crossover schedule, with fixed seeds: they pass or fail for good.
+// Chi-square tests of the schedules with chance, with fixed seeds: they pass or fail for good.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -170,6 +170,52 @@ TEST(CrossoverUniformity, draws_neighbouring_seeds_independently) {
   const auto odd = crossover_schedule(4, 3);
   expect_independent([&](uint32_t i) { return sources(*even, {i, 0}); },
                      [&](uint32_t i) { return sources(*odd, {i, 0}); });
+}
+
+TEST(CrossoverUniformity, of_noseg_is_that_of_one_map_for_all_segments) {
+  const auto noseg = crossover_schedule(5, 0, false);
+  const auto full = crossover_schedule(5, 0);
+  for (uint64_t round = 0; round < 20; ++round) {
+    EXPECT_EQ(noseg->rows({round, 7}), full->rows({round, 0}));
+  }
+}
+
+TEST(NofairnessUniformity, draws_all_eighty_one_maps_of_four_ranks_evenly) {
+  const auto schedule = crossover_schedule(4, 0, true, false);
+  std::map<Map, double> counts;
+  for (uint64_t round = 0; round < 81000; ++round) ++counts[sources(*schedule, {round, 0})];
+  std::vector<double> observed;
+  for (const auto& [map, count] : counts) observed.push_back(count);
+  ASSERT_EQ(observed.size(), 81u);
+  expect_uniform(observed);
+}
+
+TEST(ShiftUniformity, draws_every_shift_evenly_and_independently_over_segments) {
+  const auto schedule = shift_schedule(8, 0);
+  std::vector<double> counts(7), pairs(49);
+  for (uint64_t round = 0; round < 49000; ++round) {
+    const int first = sources(*schedule, {round, 0})[0] - 1;
+    const int second = sources(*schedule, {round, 1})[0] - 1;
+    ++counts[first];
+    ++pairs[7 * first + second];
+  }
+  expect_uniform(counts);
+  expect_uniform(pairs);
+}
+
+TEST(GroupUniformity, draws_all_ten_partitions_of_six_ranks_into_threes_evenly) {
+  const auto schedule = group_crossover_schedule(6, 3, 0);
+  std::map<Map, double> counts;
+  for (uint64_t round = 0; round < 20000; ++round) {
+    Map group{0};
+    const Program program = schedule->program({round, 2}, 48, 0);
+    for (const Receive& receive : program.phases[0].receives) group.push_back(receive.peer);
+    ++counts[group];
+  }
+  std::vector<double> observed;
+  for (const auto& [group, count] : counts) observed.push_back(count);
+  ASSERT_EQ(observed.size(), 10u);
+  expect_uniform(observed);
 }
 
 /// Theory: E |Pi W x|^2 = (n - 2) / (2 (n - 1)) |Pi x|^2, with Pi the projection off the mean.

@@ -173,7 +173,7 @@ void expect_exact_mix(const std::shared_ptr<CudaRuntime>& runtime, StreamHandle 
   MixLaunch launch;
   launch.slice = slices[0];
   for (const Slice& slice : slices) {
-    const double weight = 0.3 + 0.1 * static_cast<double>(sent.size());
+    const double weight = sent.size() == 1 ? 1.0 : 0.3 + 0.1 * static_cast<double>(sent.size());
     sent.push_back({slice, weight, random_elements(mix.message, slice.numel(), values, 77)});
     memory.push_back(std::make_unique<GpuBytes>(*runtime, stream, sent.back().content,
                                                 mix.message_shift * dtype_bytes(mix.message)));

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "core/error.h"
-#include "core/schedules/permutation.h"
+#include "core/schedules/one_source.h"
 
 namespace crossover {
 namespace {
@@ -64,10 +64,10 @@ std::vector<int> next_map(LegacyUniform& uniform, int size) {
   return map;
 }
 
-class CrossoverSequentialSchedule final : public PermutationSchedule {
+class CrossoverSequentialSchedule final : public OneSourceSchedule {
  public:
   CrossoverSequentialSchedule(int size, uint32_t seed, uint32_t num_segments)
-      : PermutationSchedule("crossover-sequential", size),
+      : OneSourceSchedule("crossover-sequential", size, Stochasticity::kDoubly),
         seed_(seed),
         maps_(num_segments),
         uniform_(seed) {

@@ -1,0 +1,19 @@
+#include "core/schedules/grouped.h"
+
+namespace crossover {
+
+GroupedSchedule::GroupedSchedule(std::string_view name, int size, GroupPhases phases)
+    : name_(name), size_(size), phases_(phases) {
+  require_size(name, size);
+}
+
+int GroupedSchedule::num_phases(const RoundKey& key) const {
+  return num_group_phases(largest_group(key), phases_);
+}
+
+Program GroupedSchedule::program(const RoundKey& key, int64_t numel, int rank) const {
+  require_rank(*this, rank);
+  return group_average(members(key, rank), numel, rank, phases_);
+}
+
+}  // namespace crossover
