@@ -20,7 +20,8 @@ class Schedule:
         self, round: int, segment: int, numel: int, rank: int
     ) -> list[tuple[list[tuple[int, int, int]], list[tuple[int, int, int, float]]]]:
         """What `rank` does for a segment of `numel` elements: phases of sends (peer, begin, end)
-        and receives (peer, begin, end, weight)."""
+        and receives (peer, begin, end, weight). A receive from `rank` itself has no message: it
+        adds weight * (x - Q(x))."""
 
 class PeerSchedule(Schedule):
     """Programs of one phase over whole segments: W is the rows."""

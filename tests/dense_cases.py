@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
@@ -107,7 +108,26 @@ def cases_of(size: int) -> list[Case]:
                 topology=topology, overlap=overlap, wire=wire, segments=segments, seed=size
             )
             cases.append(Case(schedule, config, optimizer))
-    return cases
+    return [*cases, *_of_several_phases(size)]
+
+
+def _of_several_phases(size: int) -> list[Case]:
+    composite = cc.GossipConfig(
+        overlap="none", rounds_per_step=2, exact_every=3, exact_first=1, seed=size
+    )
+    topologies: dict[str, str | Topology] = {
+        "groups": cc.GroupCrossover(3),
+        "mixed-radix": "mixed-radix",
+        "base2": "base2",
+    }
+    return [
+        Case("composite", composite),
+        Case("composite", dataclasses.replace(composite, overlap="backward")),
+        *(
+            Case(name, cc.GossipConfig(topology=topology, overlap="backward", seed=size))
+            for name, topology in topologies.items()
+        ),
+    ]
 
 
 def _topologies(size: int) -> dict[str, str | Topology]:

@@ -53,6 +53,10 @@ def test_an_unknown_gossip_names_the_presets(gossip: Any) -> None:
         ({"seed": 2**64}, "seed: expected an integer in 0 .. 2**64 - 1"),
         ({"seed": 1.0}, "seed: expected an integer in 0 .. 2**64 - 1, got 1.0"),
         ({"topology": "star"}, "topology: expected a Topology or one of"),
+        ({"rounds_per_step": 0}, "rounds_per_step: expected an integer >= 1, got 0"),
+        ({"exact_every": 0}, "exact_every: expected an integer >= 1, got 0"),
+        ({"exact_first": -1}, "exact_first: expected an integer >= 0, got -1"),
+        ({"exact_first": None}, "exact_first: expected an integer >= 0, got None"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(arguments: dict[str, Any], message: str) -> None:

@@ -20,6 +20,10 @@ struct Send {
 };
 
 /// x[slice] += weight * (m_peer[slice] - m_own[slice]), with m = Q(x) at the start of the phase.
+///
+/// If the peer is the rank itself there is no message, and m_peer is x, unrounded: a rank keeps or
+/// gives up what the wire's rounding takes. Mixed before the others; in programs of several phases
+/// only. It has no part in W.
 struct Receive {
   int peer = 0;
   Slice slice;

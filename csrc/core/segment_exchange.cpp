@@ -105,7 +105,7 @@ void SegmentExchange::announce(uint32_t phase, Transport& transport, OperationTa
   if (rooms.size() < receives.size()) rooms.resize(receives.size());
   for (size_t i = 0; i < receives.size(); ++i) {
     const uint64_t bytes = wire_bytes(receives[i].slice);
-    if (bytes == 0) continue;
+    if (bytes == 0 || is_own(receives[i])) continue;
     reserve(rooms[i].buffer, bytes, context_.device);
     rooms[i].sink = context_.device.sink(*rooms[i].buffer, bytes);
     ++awaited_[phase];
@@ -162,10 +162,7 @@ bool SegmentExchange::on_complete(const Operation& operation, Transport& transpo
 bool SegmentExchange::advance(Transport& transport, OperationTable& operations) {
   while (phase_ < program_.phases.size()) {
     if (unsent_ > 0 || awaited_[phase_] > 0) return false;
-    if (!single_phase()) {
-      const std::vector<WeightedMessage> arrived = messages(phase_);
-      if (!arrived.empty()) context_.device.mix(work(), wire_, arrived);
-    }
+    if (!single_phase()) mix_phase();
     announce(phase_ + kPhasesAhead, transport, operations);
     ++phase_;
     if (phase_ < program_.phases.size()) send_phase(transport, operations);
@@ -173,12 +170,30 @@ bool SegmentExchange::advance(Transport& transport, OperationTable& operations) 
   return true;
 }
 
+void SegmentExchange::mix_phase() {
+  for (const auto& mixed : {own_values(phase_), messages(phase_)}) {
+    if (!mixed.empty()) context_.device.mix(work(), wire_, mixed);
+  }
+}
+
+std::vector<WeightedMessage> SegmentExchange::own_values(uint32_t phase) {
+  std::vector<WeightedMessage> values;
+  if (wire_ == work_dtype()) return values;  // nothing is rounded
+  for (const Receive& receive : program_.phases[phase].receives) {
+    if (!is_own(receive) || receive.slice.numel() == 0) continue;
+    const auto begin = static_cast<size_t>(receive.slice.begin) * dtype_bytes(work_dtype());
+    values.push_back(
+        {work_->data() + begin, receive.slice, work_dtype(), receive.weight, work_.get()});
+  }
+  return values;
+}
+
 std::vector<WeightedMessage> SegmentExchange::messages(uint32_t phase) {
   std::vector<WeightedMessage> arrived;
   const std::vector<Inbox>& rooms = inboxes(phase);
   const std::vector<Receive>& receives = program_.phases[phase].receives;
   for (size_t i = 0; i < receives.size(); ++i) {
-    if (receives[i].slice.numel() == 0) continue;
+    if (receives[i].slice.numel() == 0 || is_own(receives[i])) continue;
     arrived.push_back({rooms[i].buffer->data(), receives[i].slice, wire_, receives[i].weight,
                        rooms[i].buffer.get()});
   }

@@ -110,7 +110,10 @@ class SegmentExchange {
   void send_phase(Transport& transport, OperationTable& operations);
   bool advance(Transport& transport, OperationTable& operations);
   std::vector<Inbox>& inboxes(uint32_t phase) { return inboxes_[phase % kPhasesAhead]; }
+  bool is_own(const Receive& receive) const { return receive.peer == context_.rank; }
   std::vector<WeightedMessage> messages(uint32_t phase);
+  std::vector<WeightedMessage> own_values(uint32_t phase);
+  void mix_phase();
   void require_weight(const Operation& operation);
   void take_push_sum_step(std::vector<WeightedMessage>& arrived);
   static void reserve(std::unique_ptr<DeviceBuffer>& buffer, size_t bytes, Device& device);

@@ -31,8 +31,8 @@ int64_t pack_elements(const void* x, Dtype from, std::byte* out, Dtype to, int64
 /// x[k] <- round(acc), acc = x[k]; for each input in order acc = fma(weight, m[k] - q, acc) with
 /// q = Q(x[k]) cast to `own` and back; for a weight of 1 acc = (acc - q) + m[k]. Arithmetic in
 /// float32, in float64 for float64 tensors. Every level gives the same bits, up to which NaN a NaN
-/// is. Buffers may be unaligned; messages must not overlap x. Throws std::logic_error for a level
-/// that the CPU lacks.
+/// is. Buffers may be unaligned; messages must not overlap x, except that one of another type
+/// than `own` may be x itself. Throws std::logic_error for a level that the CPU lacks.
 void mix_elements(void* x, Dtype dtype, Dtype own, std::span<const MixInput> inputs, int64_t numel,
                   SimdLevel level = simd_level());
 

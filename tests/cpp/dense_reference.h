@@ -82,12 +82,24 @@ using Flat = std::vector<std::vector<float>>;  // per rank, the elements of one 
 /// One phase on every rank: from what they hold in `work` to what they hold after it.
 inline Flat reference_phase(const std::vector<Program>& programs, size_t phase, Dtype wire,
                             const Flat& work) {
-  Flat after = work;
+  Flat start = work;
   for (size_t rank = 0; rank < programs.size(); ++rank) {
     if (phase >= programs[rank].phases.size()) continue;
     for (const Receive& r : programs[rank].phases[phase].receives) {
+      if (r.peer != static_cast<int>(rank)) continue;
       for (int64_t k = r.slice.begin; k < r.slice.end; ++k) {
-        const float own = round_to(wire, work[rank][k]);
+        float& value = start[rank][k];
+        value = std::fma(static_cast<float>(r.weight), value - round_to(wire, value), value);
+      }
+    }
+  }
+  Flat after = start;
+  for (size_t rank = 0; rank < programs.size(); ++rank) {
+    if (phase >= programs[rank].phases.size()) continue;
+    for (const Receive& r : programs[rank].phases[phase].receives) {
+      if (r.peer == static_cast<int>(rank)) continue;
+      for (int64_t k = r.slice.begin; k < r.slice.end; ++k) {
+        const float own = round_to(wire, start[rank][k]);
         const float theirs = round_to(wire, work[r.peer][k]);
         const auto weight = static_cast<float>(r.weight);
         float& sum = after[rank][k];

@@ -88,6 +88,72 @@ TEST_P(EnginePrograms, AllReduceLeavesTheSameBitsOfTheMeanOnEveryRank) {
   }
 }
 
+/// A host's device that counts what it is asked for.
+class CountingDevice final : public Device {
+ public:
+  MemoryKind memory() const override { return host_->memory(); }
+  std::unique_ptr<DeviceBuffer> allocate(size_t bytes) override {
+    allocated_bytes += bytes;
+    return host_->allocate(bytes);
+  }
+  std::unique_ptr<MessageSource> source(const PackSpec& spec) override {
+    return host_->source(spec);
+  }
+  std::unique_ptr<MessageSink> sink(DeviceBuffer& buffer, size_t num_bytes) override {
+    return host_->sink(buffer, num_bytes);
+  }
+  void mix(const TensorList& tensors, Dtype own,
+           std::span<const WeightedMessage> messages) override {
+    host_->mix(tensors, own, messages);
+  }
+
+  size_t allocated_bytes = 0;
+
+ private:
+  const std::shared_ptr<HostDevice> host_ = host_device();
+};
+
+TEST(EngineMemory, DoesNotGrowWithTheNumberOfRoundsPerStep) {
+  const SegmentPlan plan({make_segment("a", {1000})}, Dtype::kFloat32, {0});
+  const auto allocated_bytes = [&](const std::shared_ptr<const Schedule>& schedule) {
+    EngineWorld world(Medium::kLocal, 2);
+    std::vector<Replica> replicas = random_replicas(plan, 2, 9);
+    const auto device = std::make_shared<CountingDevice>();
+    uint32_t id = 0;
+    for (auto& engine : world.engines) id = engine->add_plan(plan, schedule, device, 0);
+    for (int round = 0; round < 4; ++round) world.round(id, replicas);
+    return device->allocated_bytes / 2;
+  };
+  const std::shared_ptr<const Schedule> pairs = exponential_schedule(2);
+  EXPECT_EQ(allocated_bytes(pairs), 4000u);
+  const size_t two = allocated_bytes(repeated_schedule(pairs, 2));
+  EXPECT_LE(two, 4u * 4000);  // two inboxes, the copy, the message that it came from
+  EXPECT_EQ(allocated_bytes(repeated_schedule(pairs, 7)), two);
+}
+
+TEST(EngineGroups, KeepTheMeanUnderBfloat16ToFloat32Rounding) {
+  constexpr int kSize = 7;
+  EngineWorld world(Medium::kLocal, kSize);
+  const SegmentPlan plan({make_segment("a", {500})}, Dtype::kBfloat16, {0});
+  const std::shared_ptr<const Schedule> groups = group_crossover_schedule(kSize, 4, 1);
+  for (const auto& schedule :
+       {groups, std::shared_ptr<const Schedule>(repeated_schedule(groups, 3)),
+        std::shared_ptr<const Schedule>(mixed_radix_schedule(kSize, {}))}) {
+    std::vector<Replica> replicas = random_replicas(plan, kSize, 9);
+    const auto mean = [&](size_t k) {
+      double total = 0;
+      for (const Replica& replica : replicas) total += replica.tensors[0][k];
+      return total / kSize;
+    };
+    std::vector<double> before;
+    for (size_t k = 0; k < 500; ++k) before.push_back(mean(k));
+    const uint32_t id = world.add_plan(plan, schedule);
+    for (int round = 0; round < 10; ++round) world.round(id, replicas);
+    for (size_t k = 0; k < 500; ++k) ASSERT_NEAR(mean(k), before[k], 2e-5) << schedule->name();
+    for (auto& engine : world.engines) engine->remove_plan(id);
+  }
+}
+
 TEST(EngineBase2, ReachesTheMeanOfTwelveRanksInFiveRounds) {
   constexpr int kSize = 12;
   EngineWorld world(Medium::kLocal, kSize);

@@ -103,6 +103,7 @@ TEST(EveryProgram, meets_each_message_with_one_receive_and_sends_one_to_a_peer_a
               ASSERT_TRUE(sent.emplace(std::tuple(phase, rank, s.peer), s.slice).second) << label;
             }
             for (const Receive& r : phases[phase].receives) {
+              if (r.peer == rank) continue;
               ASSERT_TRUE(received.emplace(std::tuple(phase, r.peer, rank), r.slice).second);
             }
           }

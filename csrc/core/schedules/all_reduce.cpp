@@ -9,7 +9,7 @@ namespace {
 class AllReduceSchedule final : public GroupedSchedule {
  public:
   explicit AllReduceSchedule(int size)
-      : GroupedSchedule("all-reduce", size, GroupPhases::kAlwaysSliced), everyone_(size) {
+      : GroupedSchedule("all-reduce", size, GroupRule::kSameBits), everyone_(size) {
     std::iota(everyone_.begin(), everyone_.end(), 0);
   }
 

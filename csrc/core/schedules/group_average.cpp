@@ -22,15 +22,15 @@ Slice part_of(int64_t numel, int count, int index) {
   return {boundary(index), boundary(int64_t{index} + 1)};
 }
 
-int num_group_phases(int num_members, GroupPhases phases) {
+int num_group_phases(int num_members, GroupRule rule) {
   if (num_members == 1) return 0;
-  return num_members == 2 && phases == GroupPhases::kFewest ? 1 : 2;
+  return num_members == 2 && rule == GroupRule::kKeepMean ? 1 : 2;
 }
 
-Program group_average(std::span<const int> members, int64_t numel, int rank, GroupPhases phases) {
+Program group_average(std::span<const int> members, int64_t numel, int rank, GroupRule rule) {
   const int count = static_cast<int>(members.size());
   if (count == 1 || numel == 0) return {};
-  if (num_group_phases(count, phases) == 1) {
+  if (num_group_phases(count, rule) == 1) {
     return exchange_whole(members[0] == rank ? members[1] : members[0], numel);
   }
   const auto own_index = std::ranges::lower_bound(members, rank) - members.begin();
@@ -48,6 +48,10 @@ Program group_average(std::span<const int> members, int64_t numel, int rank, Gro
       program.phases[0].receives.push_back({peer, own, 1.0 / count});
       program.phases[1].sends.push_back({peer, own});
     }
+  }
+  if (rule == GroupRule::kKeepMean && own.numel() > 0) {
+    program.phases[0].receives.push_back({rank, own, 1.0 / count - 1.0});
+    program.phases[1].receives.push_back({rank, own, count - 1.0});
   }
   return program;
 }

@@ -12,7 +12,7 @@ namespace {
 class GroupCrossoverSchedule final : public GroupedSchedule {
  public:
   GroupCrossoverSchedule(int size, int group_size, uint64_t seed)
-      : GroupedSchedule("group-crossover", size, GroupPhases::kFewest),
+      : GroupedSchedule("group-crossover", size, GroupRule::kKeepMean),
         num_groups_((size - 1) / group_size + 1),
         seed_(seed) {}
 

@@ -13,7 +13,7 @@ namespace crossover {
 class GroupedSchedule : public Schedule {
  public:
   /// Throws InvalidArgument if size < 1. `name` outlives the schedule.
-  GroupedSchedule(std::string_view name, int size, GroupPhases phases);
+  GroupedSchedule(std::string_view name, int size, GroupRule rule);
   std::string_view name() const override { return name_; }
   int size() const override { return size_; }
   Stochasticity stochasticity() const override { return Stochasticity::kDoubly; }
@@ -28,7 +28,7 @@ class GroupedSchedule : public Schedule {
  private:
   const std::string_view name_;
   const int size_;
-  const GroupPhases phases_;
+  const GroupRule rule_;
 };
 
 }  // namespace crossover

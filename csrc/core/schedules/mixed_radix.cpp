@@ -18,7 +18,7 @@ std::vector<int> prime_factors(int number) {
 class MixedRadixSchedule final : public GroupedSchedule {
  public:
   MixedRadixSchedule(int size, const std::vector<int>& radices)
-      : GroupedSchedule("mixed-radix", size, GroupPhases::kFewest) {
+      : GroupedSchedule("mixed-radix", size, GroupRule::kKeepMean) {
     int stride = 1;
     for (int radix : radices) {
       digits_.push_back({radix, stride});
