@@ -21,10 +21,10 @@ from crossover_comm.config import GossipConfig
 from crossover_comm.context import Context
 from crossover_comm.ddp import DistributedDataParallel
 from crossover_comm.errors import InvalidArgument
+from crossover_comm.graphs import from_networkx
 from crossover_comm.hooks import attach, synchronize
 from crossover_comm.optimizer import DistributedOptimizer
 from crossover_comm.segments import trainable_parameters
-from crossover_comm.topology import from_networkx
 
 MOMENTUM = 0.9
 DECAY = 0.01

@@ -5,11 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
+from crossover_comm.config import GossipConfig
 from crossover_comm.formulas import Row
 from crossover_comm.simulate import theory
 from crossover_comm.simulate.consensus import Setting, measure
 from crossover_comm.simulate.mixing import Mixer
-from crossover_comm.topology import Crossover, Ring, Table, Topology, mixing_matrix
+from crossover_comm.topology import (
+    Crossover,
+    GroupCrossover,
+    MixedRadix,
+    Ring,
+    Table,
+    Topology,
+    mixing_matrix,
+)
 
 TOLERANCE = 0.1
 
@@ -29,7 +38,7 @@ def rotation(size: int) -> Table:
     return Table(tables=tables)
 
 
-@pytest.mark.parametrize("topology", [Crossover(), Ring()])
+@pytest.mark.parametrize("topology", [Crossover(), Ring(), GroupCrossover(3), MixedRadix()])
 @pytest.mark.parametrize("size", [2, 5, 8])
 def test_mixing_is_the_product_with_w(topology: Topology, size: int) -> None:
     schedule = topology.schedule(size, 3, 2)
@@ -41,10 +50,12 @@ def test_mixing_is_the_product_with_w(topology: Topology, size: int) -> None:
         torch.testing.assert_close(x[:, begin:end], matrix @ expected[:, begin:end])
 
 
-def test_bf16_on_the_wire_keeps_the_mean() -> None:
-    x = torch.randn(8, 64, dtype=torch.float64)
+@pytest.mark.parametrize("topology", [Crossover(), GroupCrossover(4), MixedRadix()])
+def test_bf16_on_the_wire_keeps_the_mean(topology: Topology) -> None:
+    config = GossipConfig(topology=topology, rounds_per_step=2)
+    x = torch.randn(7, 64, dtype=torch.float64)
     mean = x.mean(dim=0)
-    Mixer(Crossover().schedule(8, 0, 1), [(0, 64)], "bf16").mix(x, 0)
+    Mixer(config.schedule(7, 1), [(0, 64)], "bf16").mix(x, 0)
     torch.testing.assert_close(x.mean(dim=0), mean)
 
 

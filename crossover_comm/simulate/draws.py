@@ -22,7 +22,8 @@ class Exchange:
     """What some ranks receive for the elements [begin, end) of a segment within one phase.
 
     Rank ``ranks[k]`` adds sum_d weights[k, d] (m[peers[k, d]] - m[ranks[k]]), m = Q(x) at the start
-    of the phase. Rows with fewer peers are filled up with weight 0.
+    of the phase; for a peer that is the rank itself, weight (x - Q(x)). Rows with fewer peers are
+    filled up with weight 0.
     """
 
     begin: int

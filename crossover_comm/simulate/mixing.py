@@ -99,12 +99,25 @@ def _quantized(x: Tensor, wire: Wire) -> Tensor:
 def _run_phase(x: Tensor, phase: Phase, wire: Wire) -> None:
     sent = _quantized(x, wire)
     changes = [_change(sent[:, e.begin : e.end], e) for e in phase]
+    if wire == "bf16":
+        for exchange, change in zip(phase, changes, strict=True):
+            _keep_rounding(change, exchange, x, sent)
     for exchange, change in zip(phase, changes, strict=True):
         columns = x[:, exchange.begin : exchange.end]
         if len(exchange.ranks) == len(x):
             columns.add_(change)
         else:
             columns.index_add_(0, torch.from_numpy(exchange.ranks).to(x.device), change)
+
+
+def _keep_rounding(change: Tensor, exchange: Exchange, x: Tensor, sent: Tensor) -> None:
+    """Adds weight * (x - Q(x)) for each receive of a rank from itself."""
+    own = np.where(exchange.peers == exchange.ranks[:, None], exchange.weights, 0.0).sum(axis=1)
+    if own.any():
+        ranks = torch.from_numpy(exchange.ranks).to(x.device)
+        columns = slice(exchange.begin, exchange.end)
+        rounding = x[:, columns].index_select(0, ranks) - sent[:, columns].index_select(0, ranks)
+        change.addcmul_(rounding, torch.from_numpy(own).to(x.device, x.dtype)[:, None])
 
 
 def _change(sent: Tensor, exchange: Exchange) -> Tensor:
