@@ -228,6 +228,7 @@ void SegmentExchange::require_weight(const Operation& operation) {
 void SegmentExchange::take_push_sum_step(std::vector<WeightedMessage>& arrived) {
   const Phase& phase = program_.phases[0];
   std::vector<double> peers;
+  peers.reserve(phase.receives.size());
   for (size_t i = 0; i < phase.receives.size(); ++i) {
     peers.push_back(inboxes(0)[i].sink->weight);
   }
