@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,11 +17,11 @@ __all__ = ["PRESETS", "GossipConfig", "Overlap", "SegmentRule", "Wire", "resolve
 Overlap: TypeAlias = Literal["backward", "forward", "none"]
 Wire: TypeAlias = Literal["fp32", "bf16"]
 SegmentRule: TypeAlias = Literal["blocks"] | int
-Momentum: TypeAlias = Literal["local", "quasi-global", "decentlam", "exchange"]
+Momentum: TypeAlias = Literal["local", "quasi-global", "decentlam", "exchanged"]
 
 OVERLAPS: Final = ("backward", "forward", "none")
 WIRES: Final = ("fp32", "bf16")
-MOMENTA: Final = ("local", "quasi-global", "decentlam", "exchange")
+MOMENTA: Final = ("local", "quasi-global", "decentlam", "exchanged")
 MAX_SEED: Final = 2**64 - 1
 
 
@@ -60,8 +61,8 @@ class GossipConfig:
         segments: ``"blocks"`` cuts along the model's blocks, a number packs consecutive parameters
             into segments of at most so many bytes.
         seed: Seed of the topology's random draws, 0 .. 2**64 - 1.
-        momentum: What becomes of the optimizer's momentum. ``"local"``: nothing. ``"exchange"``: it
-            is mixed as the parameters are, twice the bytes; any optimizer that has one. For
+        momentum: What becomes of the optimizer's momentum. ``"local"``: nothing.
+            ``"exchanged"``: mixed as parameters are, twice the bytes; any optimizer with one. For
             ``torch.optim.SGD`` with momentum: ``"quasi-global"``: it is made from what exchanges
             have made of the steps. ``"decentlam"``: the exchange comes before the step and enters
             the gradient, which removes the bias that large batches amplify; ``overlap="none"``.
@@ -71,6 +72,9 @@ class GossipConfig:
             (Gossip-PGA, arXiv 2105.09080): in rounds H - 1, 2 H - 1, ... of 0, 1, 2, ... It sends
             2 (n - 1)/n models. ``None``: never.
         exact_first: As many rounds at the start are exact averages.
+        slow_momentum: Factor beta in [0, 1) of a momentum over the periods that `exact_every` makes
+            (SlowMo): each exact average becomes a step of its own. Any optimizer.
+        slow_lr: Factor alpha > 0 of these steps. Without `slow_momentum`, 1.0 is the average.
 
     Raises:
         InvalidArgument: If a value is none of these.
@@ -85,6 +89,8 @@ class GossipConfig:
     rounds_per_step: int = 1
     exact_every: int | None = None
     exact_first: int = 0
+    slow_momentum: float = 0.0
+    slow_lr: float = 1.0
 
     def __post_init__(self) -> None:
         topology_from(self.topology)
@@ -108,6 +114,29 @@ class GossipConfig:
                 "momentum='decentlam': expected overlap='none', for the step needs the exchange's "
                 f"outcome, got {self.overlap!r}"
             )
+        self._require_slow_momentum()
+
+    def _require_slow_momentum(self) -> None:
+        if not 0.0 <= self.slow_momentum < 1.0:
+            raise InvalidArgument(
+                f"slow_momentum: expected a number in [0, 1), got {self.slow_momentum!r}"
+            )
+        if not 0.0 < self.slow_lr < math.inf:
+            raise InvalidArgument(f"slow_lr: expected a number > 0, got {self.slow_lr!r}")
+        if self.is_slow and self.exact_every is None:
+            raise InvalidArgument(
+                "slow_momentum: expected exact_every=<rounds>, whose averages it follows, got None"
+            )
+        if self.is_slow and self.momentum == "decentlam":
+            raise InvalidArgument(
+                "slow_momentum: expected another momentum than 'decentlam', which makes a gradient "
+                "of an exchange's outcome"
+            )
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether exact averages become steps of their own."""
+        return self.slow_momentum > 0.0 or self.slow_lr != 1.0
 
     def schedule(self, size: int, num_segments: int) -> _C.Schedule:
         """What the engine runs in a job of `size` ranks: the topology's rounds, several to a step
@@ -141,6 +170,8 @@ class GossipConfig:
             "rounds_per_step": self.rounds_per_step,
             "exact_every": self.exact_every,
             "exact_first": self.exact_first,
+            "slow_momentum": self.slow_momentum,
+            "slow_lr": self.slow_lr,
         }
 
 

@@ -249,11 +249,11 @@ def mix_momenta(
 @pytest.mark.parametrize(
     ("size", "config", "make"),
     [
-        (2, GossipConfig(overlap="none", momentum="exchange"), sgd),
-        (3, GossipConfig(overlap="forward", momentum="exchange"), adam),
-        (4, GossipConfig(overlap="backward", momentum="exchange", segments=80), sgd),
-        (5, GossipConfig(overlap="backward", momentum="exchange", topology="ring"), adam),
-        (8, GossipConfig(overlap="forward", momentum="exchange"), sgd),
+        (2, GossipConfig(overlap="none", momentum="exchanged"), sgd),
+        (3, GossipConfig(overlap="forward", momentum="exchanged"), adam),
+        (4, GossipConfig(overlap="backward", momentum="exchanged", segments=80), sgd),
+        (5, GossipConfig(overlap="backward", momentum="exchanged", topology="ring"), adam),
+        (8, GossipConfig(overlap="forward", momentum="exchanged"), sgd),
     ],
 )
 def test_exchanged_momenta_equal_the_dense_reference_for_twice_the_bytes(
@@ -352,7 +352,7 @@ def fused_under_amp(model: nn.Module) -> torch.optim.Optimizer:
         ("quasi-global", without_momentum, "which becomes the factor of quasi-global momentum"),
         ("quasi-global", fused_under_amp, "expected gradients without GradScaler's scale"),
         ("decentlam", adam, "expected torch.optim.SGD, whose step is lr times a momentum"),
-        ("exchange", without_momentum, "got SGD, whose state of '0.weight' has"),
+        ("exchanged", without_momentum, "got SGD, whose state of '0.weight' has"),
     ],
 )
 def test_an_optimizer_that_does_not_fit_is_refused(
@@ -391,5 +391,5 @@ def test_what_cannot_go_together_is_refused_at_once() -> None:
     with pytest.raises(InvalidArgument, match="momentum: expected one of 'local', 'quasi-global'"):
         GossipConfig(momentum="global")  # type: ignore[arg-type]
     star = from_networkx(networkx.DiGraph([(0, 1), (1, 0)]), push_sum=True)
-    for said in first_step(GossipConfig(topology=star, momentum="exchange"), sgd):
+    for said in first_step(GossipConfig(topology=star, momentum="exchanged"), sgd):
         assert "push-sum (a column-stochastic topology): expected momentum='local'" in said

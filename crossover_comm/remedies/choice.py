@@ -10,13 +10,14 @@ from crossover_comm.remedies.momentum_exchange import MomentumExchange
 from crossover_comm.remedies.push_sum import PushSum
 from crossover_comm.remedies.quasi_global import QuasiGlobalMomentum
 from crossover_comm.remedies.remedy import Remedy
+from crossover_comm.remedies.slow_momentum import SlowMomentum
 
 __all__ = ["remedies_for"]
 
 _MOMENTA = {
     "quasi-global": QuasiGlobalMomentum,
     "decentlam": DecentLaM,
-    "exchange": MomentumExchange,
+    "exchanged": MomentumExchange,
 }
 
 
@@ -27,13 +28,20 @@ def remedies_for(gossip: Gossip, config: GossipConfig) -> tuple[Remedy, ...]:
         InvalidArgument: If two of them cannot go together; `gossip` is removed then.
     """
     if gossip.is_push_sum:
-        if config.momentum != "local":
+        if config.momentum != "local" or config.is_slow:
             gossip.remove()
             raise InvalidArgument(
-                "push-sum (a column-stochastic topology): expected momentum='local', got "
-                f"{config.momentum!r}, which takes steps of x for steps of x / w"
+                "push-sum (a column-stochastic topology): expected momentum='local' and no "
+                f"slow_momentum, got momentum={config.momentum!r}, slow_momentum="
+                f"{config.slow_momentum}: steps of x and parameters x / w are of unlike scale"
             )
         return (PushSum(gossip),)
-    if config.momentum == "local":
-        return ()
-    return (_MOMENTA[config.momentum](gossip),)
+    remedies: list[Remedy] = []
+    if config.momentum != "local":
+        remedies.append(_MOMENTA[config.momentum](gossip))
+    if config.is_slow:
+        assert config.exact_every is not None
+        remedies.append(
+            SlowMomentum(gossip, config.slow_momentum, config.slow_lr, config.exact_every)
+        )
+    return tuple(remedies)

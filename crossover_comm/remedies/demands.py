@@ -30,7 +30,7 @@ def require_sgd(gossip: Gossip, what: str, optimizer: Optimizer, *, closure: boo
     if not isinstance(optimizer, torch.optim.SGD):
         refuse(
             "torch.optim.SGD, whose step is lr times a momentum of gradients",
-            f"{type(optimizer).__name__}; 'exchange' and slow_momentum work with any optimizer",
+            f"{type(optimizer).__name__}; 'exchanged' and slow_momentum work with any optimizer",
         )
     if closure:
         refuse("optimizer.step() without a closure", "one, whose gradients come too late")

@@ -49,7 +49,7 @@ class MomentumExchange(Remedy):
             stepped = id(p) in held_by(optimizer) and p.grad is not None
             if stepped and _momentum_of(optimizer, p) is None:
                 self.gossip.fail(
-                    f"momentum='exchange': expected an optimizer with momentum, one of {BUFFERS} "
+                    f"momentum='exchanged': expected an optimizer with momentum, one of {BUFFERS} "
                     f"in its state, got {type(optimizer).__name__}, whose state of '{name}' has "
                     f"{sorted(optimizer.state.get(p, {}))}"
                 )
@@ -75,7 +75,7 @@ class MomentumExchange(Remedy):
         if (buffer.dtype, buffer.device, buffer.stride()) != (p.dtype, p.device, p.stride()):
             (name,) = by_name(self.gossip, {id(p): p})
             self.gossip.fail(
-                f"momentum='exchange', parameter '{name}': expected a momentum buffer of "
+                f"momentum='exchanged', parameter '{name}': expected a momentum buffer of "
                 f"{p.dtype} with strides {p.stride()} on {p.device} as the parameter, got "
                 f"{buffer.dtype}, {buffer.stride()}, {buffer.device}"
             )
