@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "kernel_inputs.h"
 #include "scalar_reference.h"
 
 namespace crossover {
@@ -21,47 +22,6 @@ constexpr Dtype kDtypes[] = {Dtype::kFloat32, Dtype::kFloat64, Dtype::kFloat16, 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 const double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr int64_t kNumels[] = {0, 1, 3, 7, 8, 9, 31, 32, 33, 511, 512, 513, 1023, 1025};
-
-/// Values of every magnitude that the dtypes know, zeros, ties and what lies beyond their ranges.
-std::vector<double> varied_values(int64_t numel, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::uniform_real_distribution<double> fraction(-2.0, 2.0);
-  std::uniform_int_distribution<int> exponent(-160, 140);
-  std::uniform_int_distribution<int> usual(-30, 18);
-  std::uniform_int_distribution<int> kind(0, 7);
-  std::vector<double> values(static_cast<size_t>(numel));
-  for (double& value : values) {
-    const int k = kind(random);
-    if (k == 0)
-      value = std::copysign(0.0, fraction(random));
-    else if (k == 1)
-      value = std::scalbn(fraction(random), exponent(random));
-    else if (k == 2)
-      value = std::scalbn(std::nearbyint(fraction(random) * 512), usual(random));
-    else
-      value = std::scalbn(fraction(random), usual(random));
-  }
-  return values;
-}
-
-/// A copy at an address one past a multiple of 64.
-class Misaligned {
- public:
-  explicit Misaligned(const Bytes& bytes) : storage_(kPadding), num_bytes_(bytes.size()) {
-    storage_.reserve(kPadding + num_bytes_);
-    storage_.resize(65 - reinterpret_cast<uintptr_t>(storage_.data()) % 64);
-    offset_ = storage_.size();
-    storage_.insert(storage_.end(), bytes.begin(), bytes.end());
-  }
-  std::byte* data() { return storage_.data() + offset_; }
-  Bytes bytes() { return Bytes(data(), data() + num_bytes_); }
-
- private:
-  static constexpr size_t kPadding = 65;
-  Bytes storage_;
-  size_t num_bytes_;
-  size_t offset_ = 0;
-};
 
 /// Equal bits, or a NaN in both.
 testing::AssertionResult same_elements(Dtype dtype, const Bytes& got, const Bytes& wanted) {
