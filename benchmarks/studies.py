@@ -3,7 +3,8 @@
     python benchmarks/studies.py                    # everything that is missing
     python benchmarks/studies.py workers --minutes 10
 
-Goes on where the last call stopped: a training that its file holds is not repeated.
+Goes on where the last call stopped: a training that its file holds is not repeated, and what no
+study asks for any more is dropped from its file.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,17 +43,15 @@ def row_of(cell: Cell) -> Row:
     }
 
 
-def missing(name: str, rows: list[Row]) -> Iterator[tuple[Cell, Row, int]]:
-    """Trainings that `rows` lacks, with the row, appended if new, that is to hold each."""
+def rows_of(name: str, known: list[Row]) -> list[tuple[Row, Cell]]:
+    """A row for every cell of the study, with the outcomes of the known row that equals it."""
+    rows: list[tuple[Row, Cell]] = []
     for cell in STUDIES[name]():
         wanted = row_of(cell)
-        row = next((r for r in rows if {k: r[k] for k in wanted} == wanted), None)
-        if row is None:
-            row = {**wanted, "outcomes": {}}
-            rows.append(row)
-        for seed in cell.seeds:
-            if str(seed) not in row["outcomes"]:
-                yield cell, row, seed
+        equal = (row for row in known if {k: row.get(k) for k in wanted} == wanted)
+        outcomes = next((row["outcomes"] for row in equal), {})
+        rows.append(({**wanted, "outcomes": dict(outcomes)}, cell))
+    return rows
 
 
 def save(path: Path, name: str, rows: list[Row]) -> None:
@@ -68,8 +66,11 @@ def save(path: Path, name: str, rows: list[Row]) -> None:
 
 def run(name: str, deadline: float) -> None:
     path = RESULTS / f"{name}.json"
-    rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
-    todo = list(missing(name, rows))
+    known: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
+    cells = rows_of(name, known)
+    rows = [row for row, _ in cells]
+    todo = [(c, r, s) for r, c in cells for s in c.seeds if str(s) not in r["outcomes"]]
+    save(path, name, rows)
     with tqdm(todo, desc=name, unit="training") as bar:
         for cell, row, seed in bar:
             if time.monotonic() > deadline:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from crossover_comm.formulas import exponential_row
 from crossover_comm.simulate.method import Method, Recipe, allreduce
-from crossover_comm.topology import Table
+from crossover_comm.topology import AllReduce, Crossover, GroupCrossover, MixedRadix, Table
 
 VALIDATION_SEEDS = range(1000, 1004)
 """On which learning rates and the configuration are chosen."""
@@ -55,7 +55,10 @@ METHODS: dict[str, Callable[[int], Method]] = {
     "SGP": sgp,
     "D-PSGD, ring": lambda size: Method(topology="ring", order="before"),
     "hierarchy, 8 groups": lambda size: Method(group=size // 8),
-    "local SGD, 8 steps": lambda size: Method(topology="complete", interval=8),
+    "noseg": lambda size: Method(topology=Crossover(segmentwise=False)),
+    "nofairness": lambda size: Method(topology=Crossover(fair=False)),
+    "nofaseg": lambda size: Method(topology=Crossover(segmentwise=False, fair=False)),
+    "local SGD, 8 steps": lambda size: Method(topology=AllReduce(), interval=8),
 }
 
 
@@ -85,27 +88,54 @@ def batch_cells() -> Iterator[Cell]:
                 yield Cell("batch", label, "digits", METHODS[label](16), recipe, 16, FRESH_SEEDS)
 
 
-CANDIDATES: dict[str, Method] = {
-    "crossover": Method(),
-    "exponential": Method(topology="exponential"),
-    "crossover, bf16, 2 rounds": Method(wire="bf16", rounds_per_step=2),
-    "exponential, bf16, 2 rounds": Method(topology="exponential", wire="bf16", rounds_per_step=2),
-    "crossover, quasi-global momentum": Method(momentum_rule="quasi-global"),
-    "crossover, bf16, momentum exchanged": Method(wire="bf16", momentum_rule="exchanged"),
-    "crossover, DecentLaM": Method(momentum_rule="decentlam"),
+def two_digits(size: int) -> Method:
+    """Exact averages along one digit of the ranks and then the other, in half a model's bytes."""
+    return Method(topology=MixedRadix(radices=(8, size // 8)), wire="bf16")
+
+
+CANDIDATES: dict[str, Callable[[int], Method]] = {
+    "all-reduce": lambda size: allreduce(),
+    "crossover": lambda size: Method(),
+    "exponential": lambda size: Method(topology="exponential"),
+    "crossover, bf16, 2 rounds": lambda size: Method(wire="bf16", rounds_per_step=2),
+    "exponential, bf16, 2 rounds": lambda size: Method(
+        topology="exponential", wire="bf16", rounds_per_step=2
+    ),
+    "groups of 4, bf16": lambda size: Method(topology=GroupCrossover(4), wire="bf16"),
+    "groups of 8, bf16": lambda size: Method(topology=GroupCrossover(8), wire="bf16"),
+    "two digits, bf16": two_digits,
+    "crossover, bf16, momentum exchanged": lambda size: Method(
+        wire="bf16", momentum_rule="exchanged"
+    ),
+    "crossover, quasi-global momentum": lambda size: Method(momentum_rule="quasi-global"),
+    "crossover, DecentLaM": lambda size: Method(momentum_rule="decentlam"),
+    "exponential xor, DecentLaM": lambda size: Method(
+        topology="exponential-xor", momentum_rule="decentlam"
+    ),
 }
-"""One fp32 model sent per worker and step, or less."""
+"""At most one fp32 model sent per worker and step, but for the all-reduce."""
+
+FINALISTS = (
+    "all-reduce",
+    "crossover",
+    "crossover, bf16, 2 rounds",
+    "exponential, bf16, 2 rounds",
+    "groups of 4, bf16",
+    "two digits, bf16",
+)
+"""What is tried on fresh seeds and on the second task."""
 
 
 def parity_cells() -> Iterator[Cell]:
-    """All-reduce and the candidates: on validation seeds, then on fresh ones, then elsewhere."""
-    for task, recipe, fresh in TASKS:
-        for study, seeds in (("validation", VALIDATION_SEEDS), ("parity", fresh)):
-            if (study, task) == ("validation", "characters"):
-                continue
-            for label, method in {"all-reduce": allreduce(), **CANDIDATES}.items():
-                for size in (8,) if label == "all-reduce" else (64, 128):
-                    yield Cell(study, label, task, method, recipe, size, seeds)
+    """The candidates on validation seeds; the finalists on fresh seeds and on the second task."""
+    for study, labels, (task, recipe, seeds) in (
+        ("validation", tuple(CANDIDATES), ("digits", DIGITS, VALIDATION_SEEDS)),
+        ("parity", FINALISTS, TASKS[0]),
+        ("parity", FINALISTS, TASKS[1]),
+    ):
+        for label in labels:
+            for size in (8,) if label == "all-reduce" else (64, 128):
+                yield Cell(study, label, task, CANDIDATES[label](size), recipe, size, seeds)
 
 
 STUDIES: dict[str, Callable[[], Iterator[Cell]]] = {

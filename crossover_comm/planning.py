@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from crossover_comm.config import Overlap
 from crossover_comm.errors import InvalidArgument
-from crossover_comm.simulate.consensus import Setting, steady_distance
+from crossover_comm.simulate import theory
 from crossover_comm.simulate.method import Method
 from crossover_comm.simulate.timing import Cluster, StepTime, Workload, allreduce_time, gossip_time
-from crossover_comm.topology import topology_from
+from crossover_comm.topology import GroupCrossover, MixedRadix
 
 __all__ = ["Option", "plan"]
 
@@ -20,10 +21,8 @@ SAFE_DISTANCE = 0.35
 INEXACT_MARGIN = 1.02
 """By so much a method whose replicas differ must be faster to stand before an exact one."""
 
-_JUDGED_SIZE = 64
-"""Workers above which the distance no longer changes by more than a few percent."""
-
-_JUDGED_STEPS = 120
+_MOST_GROUPED = 256
+"""Workers, or hosts, up to which random groups and digits are candidates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,8 @@ def plan(
     method stands before an inexact one that is not 2 % faster.
 
     The time is that of the link model, `crossover_comm.simulate.timing`; the consensus distance is
-    measured on the schedule that would run, with one worker's noise per step as its unit. A method
+    that of theory, with one worker's noise per step as its unit: mixing before the step adds
+    (n - 1)/n to it, and the mean gradient of a host of g workers has 1/g of the noise. A method
     whose distance is above `SAFE_DISTANCE` may cost accuracy when a worker's batch is small.
 
     Args:
@@ -125,45 +125,44 @@ def _judged(
     yield "all-reduce, tree", {}, tree, 0.0
     if cluster.workers == 1:
         return
-    for name, method in _candidates(cluster):
-        for overlap in ("backward", "forward"):
+    overlaps: tuple[Overlap, ...] = ("backward", "forward")
+    for name, method, after in _candidates(cluster):
+        size = cluster.workers // method.group
+        for overlap in overlaps:
             time = gossip_time(method, workload, cluster, overlap=overlap, num_steps=num_steps)
+            before = (size - 1) / size if overlap == "backward" else 0.0
             settings = {**method.describe(), "overlap": overlap}
-            distance = consensus_distance(method, cluster.workers, before=overlap == "backward")
-            yield f"{name}, {overlap}", settings, time, distance
+            yield f"{name}, {overlap}", settings, time, (after + before) / method.group
 
 
-def _candidates(cluster: Cluster) -> Iterator[tuple[str, Method]]:
+def _candidates(cluster: Cluster) -> Iterator[tuple[str, Method, float]]:
+    """Name, method and its consensus distance among the racers that gossip, mixed after the step.
+
+    Groups and digits are left out where drawing them for every worker would take too long.
+    """
     groups = [1]
     if 1 < cluster.workers_per_host < cluster.workers:
         groups.append(cluster.workers_per_host)
     for group in groups:
-        suffix = f", groups of {group}" if group > 1 else ""
-        yield f"crossover{suffix}", Method(group=group)
-        yield (
-            f"crossover, bf16, 2 rounds{suffix}",
-            Method(group=group, wire="bf16", rounds_per_step=2),
-        )
-
-
-def consensus_distance(method: Method, workers: int, *, before: bool) -> float:
-    """Steady-state distance with the method's rounds per step, per coordinate.
-
-    The average of a group's gradients has 1/group of the noise.
-    """
-    assert method.topology is not None
-    size = min(workers // method.group, _JUDGED_SIZE)
-    if size == 1:
-        return 0.0
-    setting = Setting(
-        budget=method.rounds_per_step / method.interval,
-        order="before" if before else "after",
-        num_steps=_JUDGED_STEPS,
-        numel=8,
-    )
-    topology = topology_from(method.topology)
-    schedule = topology.schedule(size, setting.seed, setting.num_segments)
-    return steady_distance(schedule, setting, cost=1.0) / method.group
+        size = cluster.workers // group
+        suffix = f", hosts of {group}" if group > 1 else ""
+        pairs = theory.pairwise_contraction(size)
+        yield f"crossover{suffix}", Method(group=group), theory.independent_distance(size, pairs)
+        twice = Method(group=group, wire="bf16", rounds_per_step=2)
+        distance = theory.independent_distance(size, pairs, cost=0.5)
+        yield f"crossover, bf16, 2 rounds{suffix}", twice, distance
+        if size > _MOST_GROUPED:
+            continue
+        if size % 4 == 0:
+            fours = Method(group=group, topology=GroupCrossover(4), wire="bf16")
+            distance = theory.independent_distance(size, theory.group_contraction(size, 4))
+            yield f"groups of 4, bf16{suffix}", fours, distance
+        low = next(p for p in range(int(size**0.5), 0, -1) if size % p == 0)
+        if low > 1:
+            radices = (low, size // low)
+            digits = Method(group=group, topology=MixedRadix(radices=radices), wire="bf16")
+            distance = theory.mixed_radix_distance(radices)
+            yield f"digits {low} x {size // low}, bf16{suffix}", digits, distance
 
 
 def _option(

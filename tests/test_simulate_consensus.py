@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from consensus import SCHEMES, is_off, rows
 
 from crossover_comm.config import GossipConfig
 from crossover_comm.formulas import Row
 from crossover_comm.simulate import theory
-from crossover_comm.simulate.consensus import Setting, measure
+from crossover_comm.simulate.consensus import Setting, measure, steady_distance
 from crossover_comm.simulate.mixing import Mixer
 from crossover_comm.topology import (
     Crossover,
@@ -27,17 +30,6 @@ def distance(topology: str | Topology, size: int, **setting: object) -> float:
     return measure(topology, size, Setting(**setting)).distance  # type: ignore[arg-type]
 
 
-def rotation(size: int) -> Table:
-    """Pairs between the two halves of the ranks that turn by one each round."""
-    half = size // 2
-    tables: list[list[Row]] = []
-    for turn in range(half):
-        pairs = {rank: half + (rank + turn) % half for rank in range(half)}
-        pairs |= {peer: rank for rank, peer in pairs.items()}
-        tables.append([[(pairs[rank], 0.5)] for rank in range(size)])
-    return Table(tables=tables)
-
-
 @pytest.mark.parametrize("topology", [Crossover(), Ring(), GroupCrossover(3), MixedRadix()])
 @pytest.mark.parametrize("size", [2, 5, 8])
 def test_mixing_is_the_product_with_w(topology: Topology, size: int) -> None:
@@ -46,8 +38,12 @@ def test_mixing_is_the_product_with_w(topology: Topology, size: int) -> None:
     expected = x.clone()
     Mixer(schedule, [(0, 4), (4, 7)]).mix(x, 5)
     for segment, (begin, end) in enumerate([(0, 4), (4, 7)]):
-        matrix = torch.from_numpy(mixing_matrix(schedule, 5, segment))
-        torch.testing.assert_close(x[:, begin:end], matrix @ expected[:, begin:end])
+        for element in range(end - begin):
+            matrix = torch.from_numpy(
+                mixing_matrix(schedule, 5, segment, numel=end - begin, element=element)
+            )
+            column = begin + element
+            torch.testing.assert_close(x[:, column], matrix @ expected[:, column])
 
 
 @pytest.mark.parametrize("topology", [Crossover(), GroupCrossover(4), MixedRadix()])
@@ -57,6 +53,18 @@ def test_bf16_on_the_wire_keeps_the_mean(topology: Topology) -> None:
     mean = x.mean(dim=0)
     Mixer(config.schedule(7, 1), [(0, 64)], "bf16").mix(x, 0)
     torch.testing.assert_close(x.mean(dim=0), mean)
+
+
+def test_push_sum_finds_the_mean_where_columns_alone_sum_to_one() -> None:
+    rows: list[Row] = [[(1, 0.5), (2, 0.5)], [(0, 0.5)], []]
+    table = Table(tables=[rows, [[], [(2, 0.5)], [(0, 0.25)]]], stochasticity="column")
+    x = torch.randn(3, 5, dtype=torch.float64)
+    mean = x.mean(dim=0)
+    mixer = Mixer(table.schedule(3, 0, 1), [(0, 5)])
+    for round in range(120):
+        mixer.mix(x, round)
+    torch.testing.assert_close(x, mean.expand(3, 5))
+    assert math.isclose(mixer.weights.sum(), 3.0)
 
 
 @pytest.mark.parametrize("size", [8, 64, 512])
@@ -94,14 +102,29 @@ def test_a_narrow_wire_buys_a_second_round() -> None:
     assert measured == pytest.approx(expected, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("radices", [(4, 4), (2, 8), (2, 3, 4)])
+def test_digits_leave_the_distance_of_theory(radices: tuple[int, ...]) -> None:
+    schedule = MixedRadix(radices=radices).schedule(math.prod(radices), 0, 4)
+    measured = steady_distance(schedule, Setting(num_steps=600), cost=1.0)
+    assert measured == pytest.approx(theory.mixed_radix_distance(radices), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("group_size", [2, 4])
+def test_random_groups_contract_as_in_theory(group_size: int) -> None:
+    measured = measure(GroupCrossover(group_size), 16, Setting(num_steps=1)).contraction
+    assert measured == pytest.approx(theory.group_contraction(16, group_size), rel=0.03)
+
+
 def test_constant_noise_drives_crossover_apart_as_in_theory() -> None:
     measured = distance("crossover", 64, fixed_noise=True)
     assert measured == pytest.approx(theory.fixed_noise_distance(64), rel=TOLERANCE)
 
 
-@pytest.mark.parametrize(("size", "expected"), [(8, 0.62), (16, 1.30), (32, 2.64)])
-def test_turning_pairs_drift_with_the_number_of_workers(size: int, expected: float) -> None:
-    assert distance(rotation(size), size) == pytest.approx(expected, rel=TOLERANCE)
+def test_the_entries_of_whole_models_are_met_with_few_workers() -> None:
+    whole = tuple(scheme for scheme in SCHEMES if scheme.whole)
+    found = list(rows(whole, sizes=(8, 16)))
+    assert len(found) == 2 * len(whole)
+    assert [row for row in found if is_off(row)] == []
 
 
 @pytest.mark.parametrize("size", [2, 4, 16])

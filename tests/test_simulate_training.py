@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from crossover_comm.errors import InvalidArgument
+from crossover_comm.formulas import Row
 from crossover_comm.optim import LARS, WarmUpPolynomial
 from crossover_comm.simulate.method import Method, Recipe, allreduce
 from crossover_comm.simulate.mixing import Mixer
@@ -14,7 +15,7 @@ from crossover_comm.simulate.replicas import Replicas
 from crossover_comm.simulate.rules import Stepper
 from crossover_comm.simulate.tasks import TASKS, Data, Task
 from crossover_comm.simulate.training import train
-from crossover_comm.topology import Complete, Crossover, Topology, mixing_matrix
+from crossover_comm.topology import Complete, Crossover, Table, Topology, mixing_matrix
 
 WORKERS = 4
 CPU = torch.device("cpu")
@@ -104,6 +105,22 @@ def test_each_order_of_mixing_is_its_formula(order: str) -> None:
         moved = mixed(x, Crossover(), t) - lr * v
         x = moved if order == "before" else mixed(x - lr * v, Crossover(), t)
     torch.testing.assert_close(after, x)
+
+
+def test_push_sum_steps_at_the_weighed_model() -> None:
+    rows: list[Row] = [[(1, 0.5), (2, 0.25)], [(0, 0.5)], [(3, 0.5)], [(2, 0.25)]]
+    table = Table(tables=[rows], stochasticity="column")
+    shares = torch.tensor(
+        [[0.5, 0.5, 0.25, 0], [0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5], [0, 0, 0.25, 0.5]]
+    )
+    gradients = random_gradients(4)
+    x, after = stepped(Method(), table, gradients)
+    w, v = torch.ones(WORKERS, 1), torch.zeros_like(x)
+    for t, g in enumerate(gradients):
+        v = RECIPE.momentum * v + g + RECIPE.weight_decay * x
+        x = shares @ (x - RECIPE.learning_rate * RECIPE.factor(t) * v)
+        w = shares @ w
+    torch.testing.assert_close(after, x / w, rtol=1e-4, atol=1e-5)
 
 
 def test_decentlam_takes_the_mixing_into_the_gradient() -> None:

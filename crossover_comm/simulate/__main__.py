@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -19,7 +19,8 @@ from crossover_comm.simulate.method import MOMENTUM_RULES, ORDERS, Method, Recip
 from crossover_comm.simulate.report import plot_lines, table, write_json
 from crossover_comm.simulate.tasks import TASKS, task_named
 from crossover_comm.simulate.timing import Cluster, Workload, allreduce_time, gossip_time
-from crossover_comm.simulate.training import train
+from crossover_comm.simulate.training import Outcome, train
+from crossover_comm.topology import GroupCrossover, MixedRadix, Topology, topology_from
 
 Rows = list[dict[str, object]]
 
@@ -36,7 +37,8 @@ def consensus(options: argparse.Namespace) -> Rows:
     )
     cells = [(topology, size) for topology in options.topology for size in options.workers]
     with tqdm(total=len(cells) * options.steps, unit="step", disable=options.quiet) as bar:
-        return [measure(name, size, setting, bar.update).as_json() for name, size in cells]
+        found = [(name, measure(_topology(name), n, setting, bar.update)) for name, n in cells]
+    return [{**result.as_json(), "topology": name} for name, result in found]
 
 
 def accuracy(options: argparse.Namespace) -> Rows:
@@ -64,12 +66,13 @@ def accuracy(options: argparse.Namespace) -> Rows:
                     seed=options.seed + k,
                     device=options.device,
                     tick=bar.update,
-                ).as_json()
+                )
                 for k in range(options.seeds)
             ]
-            means = {key: fmean(o[key] for o in outcomes) for key in outcomes[0]}
-            errors = [o["accuracy"] for o in outcomes]
-            error = stdev(errors) / len(errors) ** 0.5 if len(errors) > 1 else 0.0
+            columns = {f.name: [getattr(o, f.name) for o in outcomes] for f in fields(Outcome)}
+            means = {name: fmean(column) for name, column in columns.items()}
+            accuracies = columns["accuracy"]
+            error = stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else 0.0
             rows.append({"topology": name, "size": size, "standard_error": error, **means})
     return rows
 
@@ -107,9 +110,20 @@ def time(options: argparse.Namespace) -> Rows:
     return rows
 
 
+def _topology(text: str) -> Topology:
+    """A topology's name, or ``group-crossover:4``, or ``mixed-radix:8x16``."""
+    name, _, argument = text.partition(":")
+    numbers = [int(part) if part.isdecimal() else 0 for part in argument.split("x") if argument]
+    if name == "group-crossover" and len(numbers) == 1:
+        return GroupCrossover(numbers[0])
+    if name == "mixed-radix" and numbers:
+        return MixedRadix(radices=tuple(numbers))
+    return topology_from(text)
+
+
 def _method(topology: str, options: argparse.Namespace) -> Method:
     return Method(
-        topology=None if topology == "allreduce" else topology,
+        topology=None if topology == "allreduce" else _topology(topology),
         order="before" if options.overlap == "backward" else "after",
         wire=options.wire,
         rounds_per_step=options.rounds_per_step,
@@ -146,7 +160,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_workers(parser: argparse.ArgumentParser, topologies: list[str], sizes: list[int]) -> None:
-    parser.add_argument("--topology", nargs="+", default=topologies)
+    parser.add_argument(
+        "--topology",
+        nargs="+",
+        default=topologies,
+        help="names, or group-crossover:4, or mixed-radix:8x16; allreduce: of the gradients",
+    )
     parser.add_argument("--workers", nargs="+", type=int, default=sizes)
 
 

@@ -24,9 +24,21 @@ from torch import Tensor
 
 from crossover_comm import _C
 from crossover_comm.config import Wire
+from crossover_comm.simulate import theory
 from crossover_comm.simulate.method import Order
 from crossover_comm.simulate.mixing import Mixer
-from crossover_comm.topology import Topology, topology_from
+from crossover_comm.topology import (
+    AllReduce,
+    Complete,
+    Crossover,
+    Exponential,
+    ExponentialXor,
+    GroupCrossover,
+    Ring,
+    Shift,
+    Topology,
+    topology_from,
+)
 
 __all__ = ["Consensus", "contraction", "exact_after", "measure", "steady_distance"]
 
@@ -51,14 +63,16 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Consensus:
-    """One topology at one size."""
+    """One topology at one size; theory is None where no closed form is known."""
 
     topology: str
     size: int
     models_per_round: float
     contraction: float
+    contraction_theory: float | None
     exact_after: int | None
     distance: float
+    distance_theory: float | None
 
     def as_json(self) -> dict[str, object]:
         """For a file."""
@@ -76,13 +90,49 @@ def measure(
     resolved = topology_from(topology)
     schedule = resolved.schedule(size, setting.seed, setting.num_segments)
     cost = _mixer(schedule, setting).mean_models_sent()
+    expected = _contraction_theory(resolved, size)
     return Consensus(
         topology=resolved.name,
         size=size,
         models_per_round=cost,
         contraction=contraction(schedule, setting),
+        contraction_theory=expected,
         exact_after=exact_after(schedule, setting),
         distance=steady_distance(schedule, setting, cost, tick),
+        distance_theory=_distance_theory(resolved, size, setting, cost),
+    )
+
+
+def _contraction_theory(topology: Topology, size: int) -> float | None:
+    is_power = size & (size - 1) == 0
+    match topology:
+        case Crossover(fair=True) | Shift():
+            return theory.pairwise_contraction(size)
+        case Exponential() | ExponentialXor() if is_power:
+            return theory.pairwise_contraction(size)
+        case GroupCrossover(group_size=m) if size % m == 0:
+            return theory.group_contraction(size, m)
+        case Ring() if size > 2:
+            return theory.ring_contraction(size)
+        case Complete() | AllReduce():
+            return 0.0
+    return None
+
+
+def _distance_theory(topology: Topology, size: int, setting: Setting, cost: float) -> float | None:
+    contraction = _contraction_theory(topology, size)
+    if setting.fixed_noise:
+        return None
+    match topology:
+        case Exponential() | ExponentialXor():
+            known = contraction is not None and (cost, setting.order) == (setting.budget, "after")
+            return theory.exponential_distance(size) if known else None
+        case Ring():
+            return None
+    if contraction is None:
+        return None
+    return theory.independent_distance(
+        size, contraction, cost=cost, budget=setting.budget, order=setting.order
     )
 
 

@@ -17,7 +17,7 @@ __all__ = ["Mixer"]
 _MAX_GATHERED_PEERS = 4
 """Rows with more peers are cheaper as a matrix product."""
 
-_COUNTED_ROUNDS = 8
+_COUNTED_ROUNDS = 24
 """Rounds over which the bytes of a schedule are averaged."""
 
 
@@ -37,22 +37,22 @@ class Mixer:
         self, schedule: _C.Schedule, segments: Sequence[tuple[int, int]], wire: Wire = "fp32"
     ) -> None:
         self._schedule = schedule
-        self._segments = list(segments)
+        self.segments = list(segments)
         self._wire = wire
-        self._push_sum = schedule.stochasticity == "column"
-        self.weights = np.ones((len(self._segments), schedule.size))
+        self.push_sum = schedule.stochasticity == "column"
+        self.weights = np.ones((len(self.segments), schedule.size))
 
     def mix(self, x: Tensor, round: int) -> None:
         """Mixes all segments of x (size, columns) in place, by the draws of one round."""
-        for segment, (begin, end) in enumerate(self._segments):
+        for segment, (begin, end) in enumerate(self.segments):
             phases = draw(self._schedule, round, segment, end - begin)
-            if self._push_sum:
+            if self.push_sum:
                 phases = [self._de_biased(phase, segment) for phase in phases]
             self._run(x[:, begin:end], phases)
 
     def mean_models_sent(self) -> float:
         """Per rank and round, in fp32 models."""
-        numels = [end - begin for begin, end in self._segments]
+        numels = [end - begin for begin, end in self.segments]
         total = sum(
             numel * models_sent(self._schedule, round, segment, numel)
             for round in range(_COUNTED_ROUNDS)

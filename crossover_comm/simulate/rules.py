@@ -14,9 +14,6 @@ from crossover_comm.simulate.mixing import Mixer
 
 __all__ = ["Stepper"]
 
-QUASI_GLOBAL_DECAY = 0.9
-"""mu of quasi-global momentum; the paper sets it to the momentum's coefficient."""
-
 
 @dataclass(slots=True)
 class _Slow:
@@ -44,6 +41,8 @@ class Stepper:
     ) -> None:
         if recipe.lars and method.momentum_rule in ("quasi-global", "decentlam"):
             raise InvalidArgument(f"lars: not defined with momentum_rule={method.momentum_rule!r}")
+        if mixer is not None and mixer.push_sum:
+            _require_plain(method)
         self._method = method
         self._recipe = recipe
         self._x = x
@@ -69,7 +68,7 @@ class Stepper:
         """g + wd x; with LARS scaled per tensor, lambda / lr of `crossover_comm.optim.LARS`."""
         recipe = self._recipe
         if not recipe.lars:
-            return gradients.add_(self._x, alpha=recipe.weight_decay)
+            return gradients.add_(self._weighed(self._x), alpha=recipe.weight_decay)
         decay = recipe.weight_decay * learning_rate / recipe.learning_rate
         for begin, end, num_dimensions in self._tensors:
             g, p = gradients[:, begin:end], self._x[:, begin:end]
@@ -80,6 +79,18 @@ class Stepper:
             scale = torch.where((norm_p == 0) | (norm_g == 0), 1.0, scale)
             g.add_(p, alpha=decay).mul_(scale)
         return gradients
+
+    def _weighed(self, values: Tensor, power: int = 1) -> Tensor:
+        """With push-sum w values or values / w: the step is taken at w z, z being the model."""
+        mixer = self._mixer
+        if mixer is None or not mixer.push_sum:
+            return values
+        weights = torch.from_numpy(mixer.weights**power).to(values.device, values.dtype)
+        parts = [
+            values[:, begin:end] * w[:, None]
+            for (begin, end), w in zip(mixer.segments, weights, strict=True)
+        ]
+        return torch.cat(parts, dim=1)
 
     def _mix(self, x: Tensor, step: int) -> None:
         if self._mixer is not None:
@@ -97,7 +108,7 @@ class Stepper:
             scale = learning_rate
         if mixes and self._method.order == "before":
             self._mix(self._x, step)
-        self._x.sub_(momentum, alpha=scale)
+        self._x.sub_(self._weighed(momentum, -1), alpha=scale)
         if mixes and self._method.order == "after":
             self._mix(self._x, step)
         if mixes and self._method.momentum_rule == "exchanged":
@@ -118,7 +129,7 @@ class Stepper:
         if mixes:
             self._mix(self._x, step)
         moved = before.sub_(self._x).div_(rate)
-        self._momentum.lerp_(moved, 1.0 - QUASI_GLOBAL_DECAY)
+        self._momentum.lerp_(moved, 1.0 - self._recipe.momentum)
 
     def _average(self, step: int, learning_rate: float) -> None:
         method = self._method
@@ -131,3 +142,12 @@ class Stepper:
             slow.momentum.mul_(method.slow_momentum).add_((slow.x - mean) / learning_rate)
             mean = slow.x.sub_(slow.momentum, alpha=learning_rate).clone()
         self._x.copy_(mean.expand_as(self._x))
+
+
+def _require_plain(method: Method) -> None:
+    if method.momentum_rule != "local" or method.exact_every or method.warm_up_steps:
+        raise InvalidArgument(
+            "push-sum: expected momentum_rule='local' and no exact averages, got "
+            f"{method.momentum_rule!r}, exact_every={method.exact_every}, "
+            f"warm_up_steps={method.warm_up_steps}"
+        )

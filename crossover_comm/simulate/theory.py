@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+
 from crossover_comm.simulate.method import Order
 
 __all__ = [
@@ -9,6 +12,7 @@ __all__ = [
     "fixed_noise_distance",
     "group_contraction",
     "independent_distance",
+    "mixed_radix_distance",
     "pairwise_contraction",
     "ring_contraction",
 ]
@@ -70,3 +74,17 @@ def exponential_distance(n: int) -> float:
     After k rounds noise is averaged over 2^k workers: the sum over k of 2^-k - 1 / n.
     """
     return (n - 1 - (n.bit_length() - 1)) / n
+
+
+def mixed_radix_distance(radices: Sequence[int]) -> float:
+    """D of exact averages along one digit after the other, one round a step, "after".
+
+    Noise is averaged over a digit's ranks in its first round and over all digits so far in the
+    later ones; the mean over the digit that comes first of sum_k 1 / (p_1 ... p_k) - 1 / n.
+    """
+    n = prod(radices)
+    total = 0.0
+    for first in range(len(radices)):
+        turned = [*radices[first:], *radices[:first]]
+        total += sum(1 / prod(turned[:k]) - 1 / n for k in range(1, len(radices) + 1))
+    return total / len(radices)

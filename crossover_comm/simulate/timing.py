@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -217,7 +218,7 @@ class _Race:
                 draw(self._schedule, round, segment, _NUMEL)
                 for segment in range(self._workload.num_segments)
             ]
-            for phases in zip(*programs, strict=True):
+            for phases in zip_longest(*programs, fillvalue=[]):
                 ready = self._phase(ready, phases)
         return ready
 
@@ -238,7 +239,7 @@ class _Race:
                 np.add.at(card_out, self._hosts[source], weighs * crosses)
                 np.add.at(local, to, weighs * ~crosses)
                 pairs.append((to, source, crosses))
-        self.card_bytes += max(card_in.mean(), card_out.mean())
+        self.card_bytes += float(max(card_in.mean(), card_out.mean()))
         after = ready + local / self._cluster.local_bandwidth
         for to, source, crosses in pairs:
             busy = np.maximum(card_in[self._hosts[to]], card_out[self._hosts[source]])

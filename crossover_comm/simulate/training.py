@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -44,9 +45,10 @@ class Outcome:
     training_loss: float
     models_sent: float
 
-    def as_json(self) -> dict[str, float]:
-        """For a file."""
-        return {name: round(value, 6) for name, value in asdict(self).items()}
+    def as_json(self) -> dict[str, float | None]:
+        """For a file; None where a diverged training left no finite value."""
+        values = asdict(self).items()
+        return {name: round(v, 6) if math.isfinite(v) else None for name, v in values}
 
 
 def train(

@@ -1,0 +1,139 @@
+"""The tables of docs/results.md, each from the rows of its study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from study_statistics import (
+    ALL_REDUCE,
+    Estimate,
+    Results,
+    Row,
+    at_best_rate,
+    by_method_and_batch,
+    difference,
+    estimate,
+    in_columns,
+    reference_of,
+    select,
+)
+
+
+def markdown(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def workers_accuracy(results: Results, task: str, measure: str) -> str:
+    """Accuracy of each method at each number of workers."""
+    rows = select(results["workers"], task=task)
+    others = [row for row in rows if row["label"] != ALL_REDUCE]
+    columns, table = in_columns(
+        others, lambda row: int(row["workers"]), lambda row: estimate(row, measure).text()
+    )
+    exact = estimate(reference_of(rows), measure).text()
+    lines = [[ALL_REDUCE, *[exact] * len(columns)], *([k, *c] for k, c in table.items())]
+    return markdown(["method, workers:", *columns], lines)
+
+
+def workers_difference(results: Results, task: str) -> str:
+    """The same minus all-reduce, paired by seed."""
+    rows = select(results["workers"], task=task)
+    reference = reference_of(rows)
+    others = [row for row in rows if row is not reference]
+    columns, table = in_columns(
+        others,
+        lambda row: int(row["workers"]),
+        lambda row: difference(row, reference).text(sign="+"),
+    )
+    return markdown(["method, workers:", *columns], [[k, *cells] for k, cells in table.items()])
+
+
+def batch_best(results: Results) -> str:
+    """Accuracy at the best learning rate of each method and batch."""
+    cells: dict[str, list[str]] = {}
+    batches = []
+    for label, batch, rows in by_method_and_batch(results):
+        found = Estimate.of(list(at_best_rate(rows).values()))
+        cells.setdefault(label, []).append(found.text())
+        batches.append(batch)
+    header = ["method, batch:", *sorted(set(batches))]
+    return markdown(header, [[label, *line] for label, line in cells.items()])
+
+
+def batch_rates(results: Results, batch: int) -> str:
+    """Accuracy at every learning rate, one batch."""
+    rows = select(results["batch"], global_batch=batch)
+    rates = sorted({row["recipe"]["learning_rate"] for row in rows})
+    cells: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda r: float(r["recipe"]["learning_rate"])):
+        cells.setdefault(row["label"], []).append(estimate(row).text())
+    return markdown(["method, rate:", *rates], [[label, *line] for label, line in cells.items()])
+
+
+def parity(results: Results, study: str, task: str) -> str:
+    """The candidates at 64 and 128 workers."""
+    rows = select(results["parity"], study=study, task=task)
+    reference = reference_of(rows)
+    exact = [estimate(reference).text(), "", _loss(reference), "", "0"]
+    lines = [[ALL_REDUCE, "any", "1.98", *exact]]
+    for row in rows:
+        if row is not reference:
+            lines.append(_parity_line(row, reference))
+    header = ["method", "workers", "models sent", "accuracy (%)", "- all-reduce"]
+    return markdown([*header, "loss", "- all-reduce", "distance"], lines)
+
+
+def _parity_line(row: Row, reference: Row) -> list[str]:
+    sent = next(iter(row["outcomes"].values()))["models_sent"]
+    return [
+        row["label"],
+        str(row["workers"]),
+        f"{sent:.2f}",
+        estimate(row).text(),
+        difference(row, reference).text(sign="+"),
+        _loss(row),
+        difference(row, reference, "loss").text(3, "+"),
+        f"{estimate(row, 'consensus_distance').mean:.2f}",
+    ]
+
+
+def _loss(row: Row) -> str:
+    return estimate(row, "loss").text(3)
+
+
+def consensus(results: Results) -> str:
+    """Steady-state distance, expected and measured."""
+    lines = []
+    for row in results["consensus"]:
+        expected, measured = row["expected"], row["measured"]
+        off = f"{100 * (measured / expected - 1):+.1f} %"
+        lines.append([row["scheme"], row["workers"], expected, f"{measured:.3f}", off])
+    return markdown(["scheme", "workers", "expected D", "measured D", "difference"], lines)
+
+
+def step_times(results: Results) -> str:
+    """Predicted step time of each method at each number of workers."""
+    cells: dict[str, dict[int, str]] = {}
+    for row in results["time"]:
+        cells.setdefault(row["topology"], {})[row["size"]] = f"{1e3 * row['step_s']:.0f}"
+    sizes = sorted({row["size"] for row in results["time"]})
+    lines = [[label, *(line[size] for size in sizes)] for label, line in cells.items()]
+    return markdown(["ms per step, workers:", *sizes], lines)
+
+
+TABLES: Mapping[str, Callable[[Results], str]] = {
+    "workers-digits": partial(workers_accuracy, task="digits", measure="accuracy"),
+    "workers-digits-difference": partial(workers_difference, task="digits"),
+    "workers-characters": partial(workers_accuracy, task="characters", measure="accuracy"),
+    "workers-characters-difference": partial(workers_difference, task="characters"),
+    "batch": batch_best,
+    "rates-256": partial(batch_rates, batch=256),
+    "rates-1024": partial(batch_rates, batch=1024),
+    "validation": partial(parity, study="validation", task="digits"),
+    "parity-digits": partial(parity, study="parity", task="digits"),
+    "parity-characters": partial(parity, study="parity", task="characters"),
+    "consensus": consensus,
+    "time": step_times,
+}
