@@ -82,7 +82,7 @@ def batch_cells() -> Iterator[Cell]:
     """Every learning rate of every method at each batch, epochs fixed, 16 workers."""
     for batch in (128, 256, 512, 1024):
         steps = BATCH_EPOCHS * EPOCH_EXAMPLES // batch
-        for rate in (0.1, 0.2, 0.4, 0.8):
+        for rate in (0.1, 0.2, 0.3, 0.4, 0.6, 0.8):
             recipe = replace(DIGITS, steps=steps, global_batch=batch, learning_rate=rate)
             for label in ("all-reduce", "crossover", "SGP", "hierarchy, 8 groups"):
                 yield Cell("batch", label, "digits", METHODS[label](16), recipe, 16, FRESH_SEEDS)

@@ -62,6 +62,18 @@ def batch_best(results: Results) -> str:
     return markdown(header, [[label, *line] for label, line in cells.items()])
 
 
+def batch_difference(results: Results) -> str:
+    """The same minus all-reduce, paired by seed."""
+    best = {(k, b): at_best_rate(rows) for k, b, rows in by_method_and_batch(results)}
+    batches = sorted({batch for _, batch in best})
+    lines = []
+    for label in dict.fromkeys(k for k, _ in best if k != ALL_REDUCE):
+        pairs = [(best[label, b], best[ALL_REDUCE, b]) for b in batches]
+        found = [Estimate.of([mine[seed] - exact[seed] for seed in mine]) for mine, exact in pairs]
+        lines.append([label, *(value.text(sign="+") for value in found)])
+    return markdown(["method, batch:", *batches], lines)
+
+
 def batch_rates(results: Results, batch: int) -> str:
     """Accuracy at every learning rate, one batch."""
     rows = select(results["batch"], global_batch=batch)
@@ -129,6 +141,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "workers-characters": partial(workers_accuracy, task="characters", measure="accuracy"),
     "workers-characters-difference": partial(workers_difference, task="characters"),
     "batch": batch_best,
+    "batch-difference": batch_difference,
     "rates-256": partial(batch_rates, batch=256),
     "rates-1024": partial(batch_rates, batch=1024),
     "validation": partial(parity, study="validation", task="digits"),
