@@ -49,7 +49,7 @@ def rows_of(name: str, known: list[Row]) -> list[tuple[Row, Cell]]:
     for cell in STUDIES[name]():
         wanted = row_of(cell)
         equal = (row for row in known if {k: row.get(k) for k in wanted} == wanted)
-        outcomes = next((row["outcomes"] for row in equal), {})
+        outcomes: Row = next((row["outcomes"] for row in equal), {})
         rows.append(({**wanted, "outcomes": dict(outcomes)}, cell))
     return rows
 

@@ -81,7 +81,7 @@ def at_best_rate(rows: list[Row]) -> dict[str, float]:
 
     So no seed chooses the rate that it is judged at.
     """
-    found = {}
+    found: dict[str, float] = {}
     for parity in (0, 1):
 
         def on_others(row: Row, parity: int = parity) -> float:

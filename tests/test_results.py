@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from result_tables import TABLES
+from study_statistics import at_best_rate
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -19,10 +20,7 @@ def test_regenerating_the_tables_changes_nothing() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_table_has_its_place_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(DOCS)
-    from result_tables import TABLES
-
+def test_every_table_has_its_place_on_the_page() -> None:
     names = re.findall(r"<!-- table (\S+) -->", (DOCS / "results.md").read_text())
     assert sorted(names) == sorted(TABLES)
 
@@ -33,12 +31,7 @@ def test_every_plot_of_the_page_is_there() -> None:
     assert [path for path in plots if not (DOCS / path).is_file()] == []
 
 
-def test_the_best_rate_is_never_chosen_by_the_seed_it_is_judged_at(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(DOCS)
-    from study_statistics import at_best_rate
-
+def test_the_best_rate_is_never_chosen_by_the_seed_it_is_judged_at() -> None:
     def row(*accuracies: float) -> dict[str, object]:
         outcomes = {str(seed): {"accuracy": value} for seed, value in enumerate(accuracies)}
         return {"outcomes": outcomes}
