@@ -102,10 +102,8 @@ bool PeerChannel::progress(double now_s, std::vector<TransportEvent>& events) {
   if (last_heard_s_ < 0) last_heard_s_ = last_sent_s_ = now_s;
   bool moved = false;
   try {
-    if (read_frames(events)) {
-      last_heard_s_ = now_s;
-      moved = true;
-    }
+    moved = read_frames(events);
+    if (moved || sink_holds_up_) last_heard_s_ = now_s;
     if (!open_) return true;
     if (write_frames(events)) {
       last_sent_s_ = now_s;
@@ -125,13 +123,14 @@ bool PeerChannel::progress(double now_s, std::vector<TransportEvent>& events) {
 bool PeerChannel::read_frames(std::vector<TransportEvent>& events) {
   const bool grew = pipe_->fill();
   bool moved = grew;
+  sink_holds_up_ = false;
   while (open_) {
     const std::span<const std::byte> window = pipe_->read_window();
     const bool step = frame_ ? read_payload(window, events) : read_header(window, events);
     if (!step) break;
     moved = true;
   }
-  if (open_ && !moved && pipe_->ended()) {
+  if (open_ && !moved && !sink_holds_up_ && pipe_->ended()) {
     lose("connection ended without a farewell: " + pipe_->end_reason(), events);
     return true;
   }
@@ -204,6 +203,7 @@ bool PeerChannel::read_payload(std::span<const std::byte> window,
     taken = bytes.size();
     if (found != expected_.end() && frame_->kind == FrameKind::kData) {
       taken = found->second.sink->consume(bytes);
+      sink_holds_up_ = taken == 0 && !bytes.empty();
       found->second.received_bytes += taken;
       counters_.payload_received_bytes += taken;
     }
@@ -321,7 +321,8 @@ void PeerChannel::check_liveness(double now_s, std::vector<TransportEvent>& even
          events);
     return;
   }
-  const bool idle = control_.empty() && active_.empty() && ending_ == Ending::kNone;
+  const bool silent = active_.empty() || source_holds_up_;
+  const bool idle = control_.empty() && silent && ending_ == Ending::kNone;
   if (idle && now_s - last_sent_s_ >= config_.timeout_s / kHeartbeatsPerTimeout) {
     queue_control(FrameKind::kHeartbeat, {}, 0);
     if (write_frames(events)) last_sent_s_ = now_s;

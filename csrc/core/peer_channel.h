@@ -81,6 +81,7 @@ class PeerChannel {
   std::map<MessageTag, Expected> expected_;
   std::optional<FrameHeader> frame_;  // its payload is being read
   size_t payload_left_ = 0;           // padding included
+  bool sink_holds_up_ = false;        // it took none of the bytes that are there
   std::optional<uint64_t> incarnation_;
   double last_heard_s_ = -1.0;
 
