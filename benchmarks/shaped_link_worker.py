@@ -73,7 +73,7 @@ class Method:
 
     def _moved(self) -> dict[str, int]:
         names = ("payload_sent_bytes", "wire_sent_bytes", "wire_received_bytes")
-        moved = {name: cc.counters()[name] for name in names}
+        moved = {name: int(cc.counters()[name]) for name in names}
         sent, received = netns.interface_bytes()
         return {**moved, "interface_sent_bytes": sent, "interface_received_bytes": received}
 

@@ -95,6 +95,12 @@ class LocalNetwork:
     def freeze(self, rank: int, frozen: bool) -> None: ...
     def inject(self, source: int, destination: int, data: bytes) -> None: ...
 
+class Device:
+    """Where the tensors of a plan live; made by crossover_comm._cuda."""
+
+class TransportLayer:
+    """Handed to an Engine, which then owns it; made by crossover_comm._cuda."""
+
 class Engine:
     """The progress thread and all plans of this process.
 
@@ -116,7 +122,16 @@ class Engine:
         warn: Callable[[str], None],
     ) -> None:
         """Takes the pipes and starts the progress thread."""
-    def add_plan(self, plan: SegmentPlan, schedule: Schedule, first_round: int) -> int: ...
+    def add_transport_layer(self, layer: TransportLayer) -> None:
+        """Moves messages by the layer from now on; before the first plan."""
+    def add_plan(
+        self,
+        plan: SegmentPlan,
+        schedule: Schedule,
+        first_round: int,
+        device: Device | None = None,
+    ) -> int:
+        """`device`: where the tensors live; None: in host memory."""
     def remove_plan(self, plan: int) -> None:
         """Drops a plan, open or not. When it returns nothing reads its tensors any more."""
     def open_round(self, plan: int, addresses: Sequence[int], stream: int = 0) -> None:
@@ -139,9 +154,9 @@ class Engine:
         """Records a failure of this rank's own, so that the others learn it."""
     def shutdown(self, timeout_s: float) -> None:
         """Farewell, then the end of the progress thread; bounded, idempotent."""
-    def counters(self) -> dict[str, int]:
+    def counters(self) -> dict[str, float]:
         """payload_sent_bytes, payload_received_bytes, wire_sent_bytes, wire_received_bytes,
-        messages_sent, messages_received."""
+        messages_sent, messages_received, first_contact_s."""
     def events(
         self, first: int
     ) -> tuple[list[tuple[float, str, int, int, int, int, int, int]], int]:

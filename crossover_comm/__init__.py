@@ -41,6 +41,7 @@ from crossover_comm.graphs import from_networkx
 from crossover_comm.hooks import synchronize
 from crossover_comm.optimizer import DistributedOptimizer
 from crossover_comm.planning import Option, plan
+from crossover_comm.settings import NcclOptions
 from crossover_comm.topology import (
     AllReduce,
     Base2,
@@ -73,6 +74,7 @@ __all__ = [
     "GroupCrossover",
     "InvalidArgument",
     "MixedRadix",
+    "NcclOptions",
     "NonFiniteError",
     "Option",
     "ProgressTimeout",

@@ -1,14 +1,12 @@
 """The CUDA part of the extension. Absent in a build without nvcc: import it where a GPU is asked
 for, never at the top of a module."""
 
-from collections.abc import Sequence
-
-from crossover_comm._C import Nccl, Pipe
+from crossover_comm._C import Device, Nccl, TransportLayer
 
 architectures: str
 """What machine code was compiled for, as CMake names it: "80-real;90-real;90-virtual"."""
 
-class CudaDevice:
+class CudaDevice(Device):
     """One GPU and the streams of ours on it."""
 
     def __init__(self, ordinal: int) -> None: ...
@@ -27,24 +25,20 @@ def check_mix(device: CudaDevice) -> None:
 def check_self_exchange(device: CudaDevice, nccl: Nccl) -> None:
     """Sends a message through NCCL to this rank itself."""
 
-class Transport:
-    """Handed to an Engine, which then owns it."""
-
-def nccl_transport(
+def nccl_layer(
     *,
     nccl: Nccl,
     device: CudaDevice,
     rank: int,
     size: int,
     unique_id: bytes,
-    pipes: Sequence[Pipe | None],
     timeout_s: float,
     stall_timeout_s: float,
-    incarnation: int,
     max_ctas: int,
     host_ready: bool,
-) -> Transport:
-    """Takes the pipes for control traffic; `unique_id` is the same on all ranks.
+) -> TransportLayer:
+    """Moves device memory by NCCL; the transport below carries agreements and signs of life.
 
-    `max_ctas`: blocks of a kernel. `host_ready`: agree with the peers before each launch.
+    `unique_id` is the same on all ranks. `max_ctas`: blocks of a kernel. `host_ready`: agree with
+    the peers before each launch.
     """

@@ -5,12 +5,11 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
-import math
 import os
 import secrets
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from types import TracebackType
 
@@ -19,10 +18,13 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from crossover_comm import _C
 from crossover_comm.agreement import StoreGroup
+from crossover_comm.device import Placement
 from crossover_comm.errors import CrossoverError, InvalidArgument, ProgressTimeout, TransportError
 from crossover_comm.gloo import GlooGroup
 from crossover_comm.launch import Launch, detect_launch, find_process_group
 from crossover_comm.rendezvous import MeetingPlan, meet
+from crossover_comm.seal import Seal
+from crossover_comm.settings import STALL_WARNING_S, NcclOptions, Settings, seconds
 from crossover_comm.store import open_store, store_host
 
 __all__ = [
@@ -39,30 +41,12 @@ __all__ = [
     "size",
 ]
 
-_TRANSPORTS = ("auto", "shm", "tcp")
-_STALL_WARNING_S = 60.0
 _SHUTDOWN_S = 5.0
 
 _logger = logging.getLogger("crossover_comm")
 _context: Context | None = None
 _is_watching = False
 _generations = itertools.count()
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What init() was told; a second call must say the same."""
-
-    rank: int | None
-    size: int | None
-    store: Store | None
-    timeout_s: float
-    stall_timeout_s: float
-    transport: str
-    interface: str | None
-    check_finite: bool
-    event_capacity: int
-    stall_warning_s: float = _STALL_WARNING_S
 
 
 class Context:
@@ -74,6 +58,7 @@ class Context:
         group: Small values and agreements through the store.
         engine: The progress thread and all plans.
         gloo: torch's collectives for use outside training; None with one rank.
+        placement: Where the gossiped models live.
         is_closed: close() has been called.
     """
 
@@ -84,12 +69,14 @@ class Context:
         group: StoreGroup,
         engine: _C.Engine,
         gloo: GlooGroup | None,
+        seal: Seal | None = None,
     ) -> None:
         self.launch = launch
         self.settings = settings
         self.group = group
         self.engine = engine
         self.gloo = gloo
+        self.placement = Placement(settings, group, engine, seal)
         self.is_closed = False
         self._process = os.getpid()
         self._synchronizers: list[Callable[[torch.nn.Module], None]] = []
@@ -128,7 +115,7 @@ class Context:
             ProgressTimeout: Some ranks did not call it in time.
         """
         self.require_own_process()
-        waiting_s = self.settings.timeout_s if timeout is None else _seconds("timeout", timeout)
+        waiting_s = self.settings.timeout_s if timeout is None else seconds("timeout", timeout)
         self.group.agree(name, payload, waiting_s)
 
     def require_own_process(self) -> None:
@@ -166,11 +153,12 @@ def init(
     store: Store | None = None,
     timeout: float | timedelta = 30.0,
     stall_timeout: float | timedelta = 1800.0,
-    stall_warning: float | timedelta = _STALL_WARNING_S,
+    stall_warning: float | timedelta = STALL_WARNING_S,
     transport: str = "auto",
     interface: str | None = None,
     check_finite: bool = True,
     event_capacity: int = 0,
+    nccl: NcclOptions | None = None,
 ) -> None:
     """Joins the job: finds the other ranks and connects to them. Called by every rank.
 
@@ -186,12 +174,14 @@ def init(
         stall_timeout: Seconds that a peer which lives may take to post its part of a round.
         stall_warning: Seconds of waiting for such a peer before a warning is logged; then at twice
             the time, and so on.
-        transport: "auto": shared memory within a host, TCP between hosts; "shm" or "tcp": that
-            alone.
+        transport: "auto": NCCL for models on a GPU, else shared memory within a host and TCP
+            between hosts; "nccl", "shm" or "tcp": that alone, the latter two through host memory
+            for models on a GPU.
         interface: Interface or address to listen on; None: CROSSOVER_INTERFACE, else loopback if
             all ranks share a host, else the interface that routes to rank 0.
         check_finite: A NaN or infinity in a parameter raises before it is sent.
         event_capacity: Number of engine events kept for inspection.
+        nccl: How NCCL is used; None: as NcclOptions() says.
 
     Raises:
         InvalidArgument: Contradictory arguments or environment, or not the same on every rank.
@@ -202,19 +192,19 @@ def init(
         rank=rank,
         size=size,
         store=store,
-        timeout_s=_seconds("timeout", timeout),
-        stall_timeout_s=_seconds("stall_timeout", stall_timeout),
+        timeout_s=seconds("timeout", timeout),
+        stall_timeout_s=seconds("stall_timeout", stall_timeout),
         transport=transport,
         interface=interface or os.environ.get("CROSSOVER_INTERFACE") or None,
         check_finite=check_finite,
         event_capacity=event_capacity,
-        stall_warning_s=_seconds("stall_warning", stall_warning),
+        stall_warning_s=seconds("stall_warning", stall_warning),
+        nccl=nccl or NcclOptions(),
     )
-    if transport not in _TRANSPORTS:
-        raise InvalidArgument(f"transport: expected 'auto', 'shm' or 'tcp', got {transport!r}")
+    settings.require_transport()
     if _context is not None:
         _context.require_own_process()
-        _require_same(_context.settings, settings)
+        _context.settings.require_same(settings)
         return
     _context = _join(settings)
     _watch_the_end_of_the_process()
@@ -268,35 +258,16 @@ def local_size() -> int:
     return count
 
 
-def counters() -> dict[str, int]:
+def counters() -> dict[str, float]:
     """Bytes and messages that gossip has moved since init(), as this rank saw it.
 
     Returns:
         payload_sent_bytes, payload_received_bytes: Parameters alone. wire_sent_bytes,
         wire_received_bytes: Headers and control frames included. messages_sent,
-        messages_received: One per segment and peer.
+        messages_received: One per segment and peer. first_contact_s: What it took NCCL to start and
+        to connect with all peers; 0 before, and without NCCL.
     """
     return current_context().engine.counters()
-
-
-def _seconds(name: str, value: float | timedelta) -> float:
-    number = value.total_seconds() if isinstance(value, timedelta) else float(value)
-    if not math.isfinite(number) or number <= 0:
-        raise InvalidArgument(f"{name}: expected a number of seconds > 0, got {value!r}")
-    return number
-
-
-def _require_same(earlier: Settings, now: Settings) -> None:
-    changed = [
-        f"{name}={getattr(now, name)!r} (before: {getattr(earlier, name)!r})"
-        for name in Settings.__slots__
-        if getattr(now, name) != getattr(earlier, name)
-    ]
-    if changed:
-        raise InvalidArgument(
-            f"init() was called before with other arguments: {', '.join(changed)}; "
-            "call shutdown() in between"
-        )
 
 
 def _join(settings: Settings) -> Context:
@@ -328,7 +299,7 @@ def _join(settings: Settings) -> Context:
         raise
     if launch.local_rank is None or launch.local_size is None:
         launch = replace(launch, local_rank=meeting.local_rank, local_size=meeting.local_size)
-    return Context(launch, settings, group, engine, gloo)
+    return Context(launch, settings, group, engine, gloo, meeting.seal)
 
 
 def _meeting_plan(launch: Launch, store: Store, settings: Settings) -> MeetingPlan:
@@ -340,6 +311,7 @@ def _meeting_plan(launch: Launch, store: Store, settings: Settings) -> MeetingPl
             "timeout": settings.timeout_s,
             "stall_timeout": settings.stall_timeout_s,
             "check_finite": settings.check_finite,
+            "nccl": asdict(settings.nccl),
         },
         timeout_s=settings.timeout_s,
     )

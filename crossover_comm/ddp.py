@@ -12,18 +12,16 @@ from crossover_comm.config import GossipConfig, resolve
 from crossover_comm.context import Context
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.hooks import attach, joined_context, own_context
+from crossover_comm.inputs import input_device, moved
 from crossover_comm.segments import trainable_parameters
 
 __all__ = ["DistributedDataParallel"]
 
-ON_CPU = "parameters are on the CPU; move the module before wrapping it"
 NO_GRADIENTS = "gradients are not exchanged"
 RANKS = "the ranks are those of crossover_comm.init()"
 SEGMENTS = "use gossip=GossipConfig(segments=<bytes>)"
 
 REFUSED: Final[dict[str, tuple[object, str]]] = {
-    "device_ids": (None, ON_CPU),
-    "output_device": (None, ON_CPU),
     "dim": (0, "inputs are not scattered: each process trains one replica"),
     "process_group": (None, RANKS),
     "device_mesh": (None, RANKS),
@@ -51,7 +49,9 @@ class DistributedDataParallel(nn.Module):
     called first if it was not.
 
     Args:
-        module: The replica, on the CPU.
+        module: The replica, on the CPU or on one GPU.
+        device_ids: None, or the module's GPU in a list of one: inputs are then moved there.
+        output_device: None, or the module's GPU.
         broadcast_buffers: Whether buffers too are broadcast from rank 0 here; True by default. They
             are local afterwards: each replica's batch norm follows its own data.
         init_sync: Whether parameters and buffers are broadcast from rank 0 here.
@@ -87,8 +87,6 @@ class DistributedDataParallel(nn.Module):
     ) -> None:
         super().__init__()
         _require_defaults(
-            device_ids=device_ids,
-            output_device=output_device,
             dim=dim,
             process_group=process_group,
             bucket_cap_mb=bucket_cap_mb,
@@ -101,6 +99,7 @@ class DistributedDataParallel(nn.Module):
         if init_sync and context not in (None, joined_context()):
             raise InvalidArgument("init_sync: expected False with a context of the caller's own")
         self.module = module
+        self._input_device = input_device(device_ids, output_device, parameters)
         self._hooks = attach(context or own_context(), module, parameters, config, "backward")
         if init_sync:
             with_buffers = broadcast_buffers is not False
@@ -110,6 +109,9 @@ class DistributedDataParallel(nn.Module):
         hooks = self._hooks
         if hooks is not None and not hooks.awaits_in_forward:
             hooks.forward_begins()
+        if self._input_device is not None:
+            inputs = moved(inputs, self._input_device)
+            kwargs = moved(kwargs, self._input_device)
         return self.module(*inputs, **kwargs)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:

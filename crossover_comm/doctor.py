@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import importlib
-import importlib.util
 import json
 import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from crossover_comm import _C, __version__
+from crossover_comm.device import cuda_module
 from crossover_comm.errors import CrossoverError, TransportError
 from crossover_comm.nccl import OVERRIDE_VARIABLE, load_nccl, torch_nccl_version
 
@@ -61,18 +59,6 @@ def _examine(section: str, name: str, look: Callable[[], str]) -> Finding:
 
 
 # --- built
-
-
-def _cuda_module() -> ModuleType:
-    if importlib.util.find_spec("crossover_comm._cuda") is None:
-        raise LookupError(
-            "this build has no crossover_comm._cuda: it was made without nvcc or with "
-            "CROSSOVER_CUDA=OFF"
-        )
-    try:
-        return importlib.import_module("crossover_comm._cuda")
-    except ImportError as error:
-        raise OSError(f"crossover_comm._cuda is there, but cannot be loaded: {error}") from error
 
 
 def _describe_build() -> str:
@@ -210,7 +196,7 @@ def _exchange_on_cpu() -> str:
 
 def _on_gpu(check: str) -> Callable[[], str]:
     def run() -> str:
-        cuda = _cuda_module()
+        cuda = cuda_module()
         _describe_gpus()
         device = cuda.CudaDevice(0)
         if check == "check_self_exchange":
@@ -226,7 +212,7 @@ def diagnose() -> list[Finding]:
     """Looks at everything; takes a few seconds, on a GPU up to a minute."""
     looks: list[tuple[str, str, Callable[[], str]]] = [
         ("built", "CPU part", _describe_build),
-        ("built", "CUDA part", lambda: f"for {_cuda_module().architectures}"),
+        ("built", "CUDA part", lambda: f"for {cuda_module().architectures}"),
         ("found", "torch", _describe_torch),
         ("found", "driver", _describe_driver),
         ("found", "GPU", _describe_gpus),

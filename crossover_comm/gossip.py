@@ -33,6 +33,9 @@ class Gossip:
         config: How; ``config.overlap`` is overruled by `overlap`.
         overlap: The mode that the caller has resolved.
 
+    Attributes:
+        device: Where the model lives; what is exchanged beside it lies there too.
+
     Raises:
         InvalidArgument: If a parameter cannot be exchanged, or the ranks differ.
     """
@@ -57,12 +60,14 @@ class Gossip:
         self._versions: list[int] = []
         self._anchors: tuple[torch.Tensor, ...] = ()
         self._open: set[int] = set()
+        self.device = context.placement.of(dict(zip(self._names, self.parameters, strict=True)))
         description = {
-            "device": "cpu",
+            "device": self.device.describe(),
             "config": {**config.describe(), "overlap": overlap},
             "segments": describe(self.segments),
         }
         context.agree("the model's gossip", canonical_json(description))
+        context.placement.connect()
         self._schedule = config.schedule(context.launch.size, len(self.segments))
         self._plan = self._plan_of_segments(config, overlap)
         self._companions: list[int] = []
@@ -95,12 +100,12 @@ class Gossip:
                 start, or a CUDA graph is being captured.
             CrossoverError: The engine's first failure.
         """
-        _refuse_capture()
+        self.device.refuse_capture()
         addresses = [p.data_ptr() for p in self.parameters]
         if addresses != self._addresses:
             self._anchor(addresses)
         self._versions = [p._version for p in self.parameters]
-        self.context.engine.open_round(self.plan, addresses)
+        self.context.engine.open_round(self.plan, addresses, self.device.stream())
         self._open = set(range(len(self.segments)))
 
     def close_round(self) -> list[int]:
@@ -112,10 +117,10 @@ class Gossip:
         """
         if not self._open:
             return []
-        _refuse_capture()
+        self.device.refuse_capture()
         for index in self._open:
             self._require_untouched(index)
-        self.context.engine.close_round(self.plan, self._addresses)
+        self.context.engine.close_round(self.plan, self._addresses, self.device.stream())
         _increment_versions([p for index in self._open for p in self.segments[index].parameters])
         mixed = sorted(self._open)
         self._open.clear()
@@ -134,14 +139,14 @@ class Gossip:
         """
         if index not in self._open:
             return False
-        _refuse_capture()
+        self.device.refuse_capture()
         # A compiled graph counts its writes, this very mix, before it runs.
         self._require_untouched(index, num_expected=0 if tensors is None else 1)
         if tensors is None:
             addresses = self._addresses[self._spans[index]]
         else:
             addresses = [t.data_ptr() for t in tensors]
-        self.context.engine.wait_segment(self.plan, index, addresses)
+        self.context.engine.wait_segment(self.plan, index, addresses, self.device.stream())
         _increment_versions(tensors or self.segments[index].parameters)
         self._open.discard(index)
         return True
@@ -182,7 +187,7 @@ class Gossip:
             self.context.engine.remove_plan(plan)
 
     def _add_plan(self) -> int:
-        return self.context.engine.add_plan(self._plan, self._schedule, 0)
+        return self.context.engine.add_plan(self._plan, self._schedule, 0, self.device.handle)
 
     def _plan_of_segments(self, config: GossipConfig, overlap: Overlap) -> _C.SegmentPlan:
         return _C.SegmentPlan(
@@ -243,14 +248,6 @@ def _layout(tensor: torch.Tensor) -> _Layout:
 def _spell(layout: _Layout) -> str:
     dtype, device, shape, stride = layout
     return f"{str(dtype).removeprefix('torch.')} of shape {shape}, strides {stride} on {device}"
-
-
-def _refuse_capture() -> None:
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise InvalidArgument(
-            "a CUDA graph is being captured: its replay runs no hooks, so that nothing would be "
-            "exchanged; capture the model without crossover_comm's wrapper"
-        )
 
 
 def _increment_versions(tensors: Sequence[torch.Tensor]) -> None:

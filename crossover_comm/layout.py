@@ -44,8 +44,8 @@ def require_exchangeable(name: str, parameter: torch.Tensor) -> None:
     """Refuses what cannot be handed to the engine as an address and a number of elements.
 
     Raises:
-        InvalidArgument: For a parameter that is not initialised, not a plain dense CPU tensor, or
-            not of a floating type that the engine knows.
+        InvalidArgument: For a parameter that is not initialised, not a plain dense tensor on the
+            CPU or a GPU, or not of a floating type that the engine knows.
     """
     wrong = _what_is_wrong(parameter)
     if wrong is not None:
@@ -83,8 +83,8 @@ def _what_is_wrong(parameter: torch.Tensor) -> tuple[str, str] | None:
     if parameter.dtype not in DTYPE_NAMES:
         wanted = f"one of {', '.join(DTYPE_NAMES.values())}"
         return wanted, str(parameter.dtype).removeprefix("torch.")
-    if parameter.device.type != "cpu":
-        return "a tensor on the CPU", f"one on {parameter.device}"
+    if parameter.device.type not in ("cpu", "cuda"):
+        return "a tensor on the CPU or a GPU", f"one on {parameter.device}"
     if parameter.is_inference():
         return "a tensor that autograd follows", "one made under torch.inference_mode()"
     if not is_dense(parameter):

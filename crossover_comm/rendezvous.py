@@ -28,6 +28,7 @@ from crossover_comm.errors import InvalidArgument, TransportError
 from crossover_comm.handshake import Identity, read_job_key
 from crossover_comm.interfaces import Locality, choose_address
 from crossover_comm.links import Endpoint, Link, connect_all, listen
+from crossover_comm.seal import Seal
 
 __all__ = ["Medium", "Meeting", "MeetingPlan", "choose_media", "meet"]
 
@@ -42,7 +43,7 @@ class MeetingPlan:
     """What one rank brings along.
 
     Attributes:
-        transport: "auto", "shm" or "tcp".
+        transport: "shm" or "tcp": that alone; else whichever suits.
         interface: Name or address to listen on; None: find it.
         master_addr: Host of rank 0, if known.
         configuration: What must be equal on every rank besides, ready for JSON.
@@ -65,12 +66,14 @@ class Meeting:
         address: That this rank is reached at.
         local_rank: Index among the ranks of this machine.
         local_size: Number of ranks on this machine.
+        seal: For what the ranks publish later.
     """
 
     pipes: list[_C.Pipe | None]
     address: str
     local_rank: int
     local_size: int
+    seal: Seal
 
 
 def meet(group: StoreGroup, plan: MeetingPlan) -> Meeting:
@@ -109,7 +112,8 @@ def meet(group: StoreGroup, plan: MeetingPlan) -> Meeting:
     )
     pipes = _make_pipes(group, identity, media, address, plan.timeout_s)
     neighbours = [r for r, other in enumerate(localities) if other.machine == locality.machine]
-    return Meeting(pipes, address, neighbours.index(group.rank), len(neighbours))
+    seal = Seal(identity.key, identity.job)
+    return Meeting(pipes, address, neighbours.index(group.rank), len(neighbours), seal)
 
 
 def choose_media(rank: int, localities: Sequence[Locality], transport: str) -> dict[int, Medium]:

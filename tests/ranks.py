@@ -16,6 +16,7 @@ from crossover_comm.agreement import StoreGroup
 from crossover_comm.config import GossipConfig
 from crossover_comm.context import Context, Settings
 from crossover_comm.launch import Launch
+from crossover_comm.seal import Seal
 from crossover_comm.segments import cut, trainable_parameters
 from crossover_comm.topology import mixing_matrix
 
@@ -25,11 +26,11 @@ TIMEOUT_S = 60.0
 
 
 @contextmanager
-def joined_ranks(size: int) -> Iterator[list[Context]]:
+def joined_ranks(size: int, *, transport: str = "auto") -> Iterator[list[Context]]:
     """The contexts of `size` ranks that can reach each other."""
     network = _C.LocalNetwork(size)
     store = HashStore()
-    contexts = [_context(network, store, rank, size) for rank in range(size)]
+    contexts = [_context(network, store, rank, size, transport) for rank in range(size)]
     try:
         yield contexts
     finally:
@@ -37,9 +38,11 @@ def joined_ranks(size: int) -> Iterator[list[Context]]:
             context.engine.shutdown(1.0)
 
 
-def run_ranks(size: int, work: Callable[[Context], ResultT]) -> list[ResultT]:
+def run_ranks(
+    size: int, work: Callable[[Context], ResultT], *, transport: str = "auto"
+) -> list[ResultT]:
     """Runs `work` for every rank at once; the answers by rank, or the first exception."""
-    with joined_ranks(size) as contexts:
+    with joined_ranks(size, transport=transport) as contexts:
         return run_joined(contexts, work)
 
 
@@ -61,14 +64,16 @@ def lone_rank() -> Context:
     return _context(_C.LocalNetwork(1), None, 0, 1)
 
 
-def _context(network: _C.LocalNetwork, store: Store | None, rank: int, size: int) -> Context:
+def _context(
+    network: _C.LocalNetwork, store: Store | None, rank: int, size: int, transport: str = "auto"
+) -> Context:
     settings = Settings(
         rank=rank,
         size=size,
         store=store,
         timeout_s=TIMEOUT_S,
         stall_timeout_s=TIMEOUT_S,
-        transport="auto",
+        transport=transport,
         interface=None,
         check_finite=True,
         event_capacity=0,
@@ -86,7 +91,8 @@ def _context(network: _C.LocalNetwork, store: Store | None, rank: int, size: int
         warn=print,
     )
     group = StoreGroup(store, rank, size)
-    return Context(Launch(rank=rank, size=size), settings, group, engine, None)
+    seal = Seal(b"the key of the test", b"job")
+    return Context(Launch(rank=rank, size=size), settings, group, engine, None, seal)
 
 
 class DenseMixing:

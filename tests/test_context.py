@@ -82,7 +82,9 @@ def test_a_timeout_is_a_number_of_seconds_above_zero(timeout: float | timedelta)
 
 
 def test_an_unknown_transport_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match=r"expected 'auto', 'shm' or 'tcp', got 'rdma'"):
+    with pytest.raises(
+        InvalidArgument, match=r"expected 'auto', 'nccl', 'shm' or 'tcp', got 'rdma'"
+    ):
         context.init(transport="rdma")
 
 

@@ -44,7 +44,9 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"device_ids": [0]}, "device_ids: expected None, got [0]: not supported yet"),
+        ({"device_ids": [0, 1]}, "device_ids: expected None or one device, got [0, 1]"),
+        ({"device_ids": [0]}, "whose parameter '0.weight' is on cpu, got cuda:0"),
+        ({"output_device": "cuda:1"}, "output_device: expected the device of the module"),
         ({"dim": 1}, "dim: expected 0, got 1: not supported yet"),
         ({"bucket_cap_mb": 25}, "use gossip=GossipConfig(segments=<bytes>)"),
         ({"mixed_precision": "bf16"}, "use torch.autocast"),

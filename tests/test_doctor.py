@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import importlib.util
 import json
 import logging
 import subprocess
 import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +18,8 @@ import pytest
 pytest.importorskip("crossover_comm._C", reason="the extension is not built")
 
 from crossover_comm import _C, doctor, nccl
-from crossover_comm.errors import TransportError
+from crossover_comm.device import cuda_module
+from crossover_comm.errors import DeviceError, TransportError
 
 
 @dataclass
@@ -69,6 +73,32 @@ def test_a_build_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     found = findings()
     assert "this build has no crossover_comm._cuda" in found["CUDA part"].detail
     assert found["GPU: pack"].detail == found["CUDA part"].detail
+
+
+def test_a_machine_without_driver_is_the_reason_of_every_no_about_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_library(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file: No such file or directory")
+
+    built = types.SimpleNamespace(architectures="80-real 90-real 90-virtual")
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
+    monkeypatch.setattr(doctor, "cuda_module", lambda: built)
+    found = findings()
+    assert found["CUDA part"].detail == "for 80-real 90-real 90-virtual"
+    for name in ("driver", "GPU", "GPU: pack", "GPU: mix", "GPU: NCCL exchange with itself"):
+        assert not found[name].ok
+        assert found[name].detail.startswith("no NVIDIA driver: libcuda.so.1: cannot open"), name
+
+
+def test_a_cuda_part_of_another_build_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other_build(name: str) -> None:
+        raise ImportError(f"{name} and crossover_comm._C are of different builds")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(importlib, "import_module", other_build)
+    with pytest.raises(DeviceError, match=r"is there, but cannot be loaded: .*different builds"):
+        cuda_module()
 
 
 def test_an_override_that_is_not_there_is_the_reason(

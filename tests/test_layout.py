@@ -49,7 +49,7 @@ def frozen(tensor: torch.Tensor) -> nn.Parameter:
     [
         (frozen(torch.zeros(3, dtype=torch.int64)), "got int64"),
         (nn.Parameter(torch.zeros(3, dtype=torch.complex64)), "got complex64"),
-        (nn.Parameter(torch.zeros(3, device="meta")), "on the CPU, got one on meta"),
+        (nn.Parameter(torch.zeros(3, device="meta")), "on the CPU or a GPU, got one on meta"),
         (nn.Parameter(torch.eye(3).to_sparse()), "a dense tensor, got layout sparse_coo"),
         (nn.Parameter(torch.zeros(4, 4)[:, :2]), r"got shape \(4, 2\) with strides \(4, 1\)"),
         (nn.LazyLinear(3).weight, "got one of a lazy module"),

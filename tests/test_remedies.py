@@ -107,7 +107,7 @@ def train(
             loss_of(ddp, x).backward()
             optimizer.step()
         synchronize(ddp)
-        return context.engine.counters()["payload_sent_bytes"]
+        return int(context.engine.counters()["payload_sent_bytes"])
 
     return run_ranks(len(replicas), one)
 

@@ -56,11 +56,15 @@ class MomentumExchange(Remedy):
 
     def opened(self) -> None:
         self._posted = [self._buffer(p) for p in self.gossip.parameters]
-        self.gossip.context.engine.open_round(self._plan, self._addresses())
+        self.gossip.context.engine.open_round(
+            self._plan, self._addresses(), self.gossip.device.stream()
+        )
 
     def closing(self) -> None:
         if self._posted:
-            self.gossip.context.engine.close_round(self._plan, self._addresses())
+            self.gossip.context.engine.close_round(
+                self._plan, self._addresses(), self.gossip.device.stream()
+            )
             self._posted = []
 
     def _addresses(self) -> list[int]:

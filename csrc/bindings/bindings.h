@@ -16,9 +16,9 @@ struct PythonPipe {
   std::unique_ptr<Pipe> pipe;
 };
 
-/// Python holds a transport until an engine takes it.
-struct PythonTransport {
-  std::unique_ptr<Transport> transport;
+/// Python holds a layer until an engine takes it.
+struct PythonTransportLayer {
+  TransportLayer layer;
 };
 
 void bind_errors();

@@ -11,7 +11,6 @@
 
 #include "bindings/bindings.h"
 #include "core/error.h"
-#include "core/stream_transport.h"
 #include "cuda/cuda_device.h"
 #include "cuda/nccl_transport.h"
 #include "cuda/runtime.h"
@@ -33,29 +32,24 @@ nccl::UniqueId to_unique_id(const std::string& bytes) {
   return id;
 }
 
-struct NcclOptions {
-  NcclTransportConfig nccl;
-  StreamConfig control;
-};
-
-std::unique_ptr<PythonTransport> make_transport(std::shared_ptr<NcclLibrary> library,
-                                                std::shared_ptr<CudaDevice> device,
-                                                const NcclOptions& options,
-                                                const std::vector<PythonPipe*>& pipes) {
+// Whatever can fail is done here, on the training thread.
+PythonTransportLayer nccl_layer(std::shared_ptr<NcclLibrary> library,
+                                std::shared_ptr<CudaDevice> device, NcclTransportConfig config) {
   static const SteadyClock clock;
-  std::vector<std::unique_ptr<Pipe>> taken;
-  for (PythonPipe* held : pipes) taken.push_back(held ? std::move(held->pipe) : nullptr);
   auto events = cuda_stream_events(cudart_runtime(), device->ordinal());
-  auto control = std::make_unique<StreamTransport>(options.control, std::move(taken));
-  return std::make_unique<PythonTransport>(PythonTransport{
-      std::make_unique<NcclTransport>(options.nccl, std::move(library), std::move(events),
-                                      std::move(device), std::move(control), clock)});
+  const bool carries_weights = config.host_ready;
+  auto make = [library = std::move(library), device = std::move(device), config = std::move(config),
+               events = std::move(events)](std::unique_ptr<Transport> control) {
+    return std::make_unique<NcclTransport>(config, library, events, device, std::move(control),
+                                           clock);
+  };
+  return {{std::move(make), carries_weights}};
 }
 
 void bind_device(py::module_& m) {
   using namespace py::literals;
   const py::call_guard<py::gil_scoped_release> unlocked;
-  py::class_<CudaDevice, std::shared_ptr<CudaDevice>>(m, "CudaDevice")
+  py::class_<CudaDevice, Device, std::shared_ptr<CudaDevice>>(m, "CudaDevice")
       .def(py::init(
                [](int ordinal) { return std::make_shared<CudaDevice>(cudart_runtime(), ordinal); }),
            "ordinal"_a)
@@ -72,27 +66,25 @@ void bind_device(py::module_& m) {
       "device"_a, "nccl"_a, unlocked);
 }
 
-void bind_transport(py::module_& m) {
+void bind_nccl_layer(py::module_& m) {
   using namespace py::literals;
-  py::class_<PythonTransport>(m, "Transport");
   m.def(
-      "nccl_transport",
+      "nccl_layer",
       [](std::shared_ptr<NcclLibrary> nccl, std::shared_ptr<CudaDevice> device, int rank, int size,
-         const std::string& unique_id, const std::vector<PythonPipe*>& pipes, double timeout_s,
-         double stall_timeout_s, uint64_t incarnation, int max_ctas, bool host_ready) {
-        NcclOptions options;
-        options.nccl.communicator = {rank, size, to_unique_id(unique_id), max_ctas};
-        options.nccl.host_ready = host_ready;
-        options.nccl.timeout_s = timeout_s;
-        options.nccl.group_timeout_s = stall_timeout_s;
+         const std::string& unique_id, double timeout_s, double stall_timeout_s, int max_ctas,
+         bool host_ready) {
+        NcclTransportConfig config;
+        config.communicator = {rank, size, to_unique_id(unique_id), max_ctas};
+        config.host_ready = host_ready;
+        config.timeout_s = timeout_s;
+        config.group_timeout_s = stall_timeout_s;
         for (int peer = 0; peer < size; ++peer) {
-          if (peer != rank) options.nccl.warm_peers.push_back(peer);
+          if (peer != rank) config.warm_peers.push_back(peer);
         }
-        options.control = {rank, size, timeout_s, 0, incarnation};
-        return make_transport(std::move(nccl), std::move(device), options, pipes);
+        return nccl_layer(std::move(nccl), std::move(device), std::move(config));
       },
-      py::kw_only(), "nccl"_a, "device"_a, "rank"_a, "size"_a, "unique_id"_a, "pipes"_a,
-      "timeout_s"_a, "stall_timeout_s"_a, "incarnation"_a, "max_ctas"_a, "host_ready"_a);
+      py::kw_only(), "nccl"_a, "device"_a, "rank"_a, "size"_a, "unique_id"_a, "timeout_s"_a,
+      "stall_timeout_s"_a, "max_ctas"_a, "host_ready"_a);
 }
 
 }  // namespace
@@ -100,8 +92,12 @@ void bind_transport(py::module_& m) {
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "The CUDA part of crossover_comm; see _cuda.pyi";
-  pybind11::module_::import("crossover_comm._C");
+  const auto extension = pybind11::module_::import("crossover_comm._C");
+  if (extension.attr("__interface__").cast<std::string>() != CROSSOVER_INTERFACE) {
+    throw pybind11::import_error(
+        "crossover_comm._cuda and crossover_comm._C are of different builds; install both again");
+  }
   m.attr("architectures") = CROSSOVER_CUDA_ARCHITECTURES;
   crossover::bind_device(m);
-  crossover::bind_transport(m);
+  crossover::bind_nccl_layer(m);
 }

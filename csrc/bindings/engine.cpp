@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "core/device.h"
 #include "core/schedule.h"
 #include "core/stream_transport.h"
 #include "host/fork_guard.h"
@@ -142,7 +143,8 @@ py::dict python_counters(PythonEngine& self) {
                   "payload_received_bytes"_a = c.payload_received_bytes,
                   "wire_sent_bytes"_a = c.wire_sent_bytes,
                   "wire_received_bytes"_a = c.wire_received_bytes,
-                  "messages_sent"_a = c.messages_sent, "messages_received"_a = c.messages_received);
+                  "messages_sent"_a = c.messages_sent, "messages_received"_a = c.messages_received,
+                  "first_contact_s"_a = c.first_contact_s);
 }
 
 py::tuple python_events(PythonEngine& self, uint64_t first) {
@@ -184,17 +186,28 @@ void bind_engine(py::module_& m) {
                              [](const SegmentPlan& plan) { return plan.segments().size(); })
       .def_property_readonly("num_tensors", &SegmentPlan::num_tensors)
       .def_property_readonly("wire_bytes", &SegmentPlan::wire_bytes);
+  py::class_<Device, std::shared_ptr<Device>>(m, "Device");
+  py::class_<PythonTransportLayer>(m, "TransportLayer");
   py::class_<PythonEngine>(m, "Engine")
       .def(py::init(&make_engine), py::kw_only(), "rank"_a, "size"_a, "pipes"_a, "timeout_s"_a,
            "stall_timeout_s"_a, "stall_warning_s"_a, "raise_on_non_finite"_a, "event_capacity"_a,
            "incarnation"_a, "warn"_a)
       .def(
+          "add_transport_layer",
+          [](PythonEngine& self, PythonTransportLayer& held) {
+            if (!held.layer.make)
+              throw InvalidArgument("layer: expected one not taken by an engine");
+            self.engine().add_transport_layer(std::exchange(held.layer, {}));
+          },
+          "layer"_a)
+      .def(
           "add_plan",
           [](PythonEngine& self, const SegmentPlan& plan, const std::shared_ptr<Schedule>& schedule,
-             uint64_t first_round) {
-            return self.engine().add_plan(plan, schedule, host_device(), first_round);
+             uint64_t first_round, std::shared_ptr<Device> device) {
+            return self.engine().add_plan(plan, schedule,
+                                          device ? std::move(device) : host_device(), first_round);
           },
-          "plan"_a, "schedule"_a, "first_round"_a)
+          "plan"_a, "schedule"_a, "first_round"_a, "device"_a = nullptr)
       .def(
           "remove_plan", [](PythonEngine& self, uint32_t plan) { self.engine().remove_plan(plan); },
           "plan"_a)

@@ -41,6 +41,7 @@ void bind_errors() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The C++ extension of crossover_comm; see _C.pyi";
+  m.attr("__interface__") = CROSSOVER_INTERFACE;
   crossover::bind_errors();
   crossover::bind_schedules(m);
   crossover::bind_pipes(m);

@@ -17,8 +17,8 @@ void require_push_sum_works(const Schedule& schedule, bool carries_weights) {
       "schedule '" + std::string(schedule.name()) + "' is column-stochastic (push-sum): ";
   if (!carries_weights) {
     throw InvalidArgument(given +
-                          "its weights travel with the messages, which this transport (NCCL) "
-                          "cannot; use transport='tcp' or 'shm', or a doubly stochastic topology");
+                          "its weights travel beside the messages, which NCCL allows with "
+                          "NcclOptions(host_ready=True) only; or use transport='tcp' or 'shm'");
   }
   if (dynamic_cast<const PeerSchedule*>(&schedule) == nullptr) {
     throw InvalidArgument(given +
@@ -61,6 +61,19 @@ void Engine::check_not_forked() const {
   if (!abandoned_) return;
   throw InvalidArgument(
       "crossover_comm was used in a process forked after init(); its links belong to the parent");
+}
+
+void Engine::add_transport_layer(TransportLayer layer) {
+  check_not_forked();
+  const std::lock_guard lock(mutex_);
+  check_usable();
+  if (!plans_.empty()) {
+    throw InvalidArgument("add_transport_layer: expected an engine without plans, got one with " +
+                          std::to_string(plans_.size()));
+  }
+  carries_weights_ = layer.carries_weights;
+  commands_.push_back({.kind = Command::Kind::kLayer, .plan = nullptr, .layer = std::move(layer)});
+  poller_->wake();
 }
 
 uint32_t Engine::add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> schedule,
@@ -159,7 +172,7 @@ WaitStatus Engine::wait_segment(uint32_t plan, uint32_t segment, std::span<void*
   shared.stage = Stage::kMixing;
   lock.unlock();
   record(EventKind::kMixBegun, *state, segment);
-  shared.exchange->mix_into(addresses, stream);
+  mix(shared, addresses, stream);
   record(EventKind::kMixed, *state, segment);
   lock.lock();
   shared.stage = Stage::kIdle;
@@ -168,6 +181,19 @@ WaitStatus Engine::wait_segment(uint32_t plan, uint32_t segment, std::span<void*
   lock.unlock();
   poller_->wake();
   return WaitStatus::kMixed;
+}
+
+void Engine::mix(SegmentState& segment, std::span<void* const> addresses, StreamHandle stream) {
+  try {
+    segment.exchange->mix_into(addresses, stream);
+  } catch (const InvalidArgument&) {
+    const std::lock_guard lock(mutex_);
+    segment.stage = Stage::kArrived;  // nothing was written: the wait may be tried again
+    throw;
+  } catch (const DeviceError& error) {
+    fail(ErrorKind::kDevice, error.what());
+    throw;
+  }
 }
 
 WaitStatus Engine::close_round(uint32_t plan, std::span<void* const> addresses, double slice_s,

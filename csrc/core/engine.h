@@ -59,6 +59,10 @@ class Engine {
   /// Starts the progress thread. Tests leave it out and call progress_once() themselves.
   void start();
 
+  /// Replaces the transport by what `layer` makes of it on the progress thread: links that stand
+  /// then carry what the layer leaves to them. Before the first plan, else InvalidArgument.
+  void add_transport_layer(TransportLayer layer);
+
   /// Registers a plan and announces room for its round `first_round`. Every rank adds the same
   /// plans in the same order, so that the ids agree. `schedule` is for config.size ranks; a
   /// column-stochastic one needs a transport that carries weights.
@@ -117,11 +121,12 @@ class Engine {
 
  private:
   struct Command {
-    enum class Kind { kAdd, kRemove, kPost, kPrepare, kReportStall } kind;
+    enum class Kind { kLayer, kAdd, kRemove, kPost, kPrepare, kReportStall } kind;
     std::shared_ptr<PlanState> plan;
     uint32_t segment = 0;
     uint64_t round = 0;
     double waited_s = 0.0;
+    TransportLayer layer = {};
   };
   struct Failure {
     ErrorKind kind;
@@ -149,6 +154,7 @@ class Engine {
   void arrive(const SegmentExchange& exchange);
   void set_failure(Failure failure);
   void say_farewell_if_due();
+  void mix(SegmentState& segment, std::span<void* const> addresses, StreamHandle stream);
 
   std::shared_ptr<PlanState> usable_plan(uint32_t plan) const;                 // mutex_ held
   void check_usable() const;                                                   // mutex_ held
@@ -159,7 +165,7 @@ class Engine {
   void check_not_forked() const;
 
   const EngineConfig config_;
-  const bool carries_weights_;
+  bool carries_weights_;  // training thread
   const Clock& clock_;
   EventRing events_;
   std::atomic<bool> abandoned_{false};

@@ -92,6 +92,8 @@ bool Engine::attempt(Call call) {
     call();
   } catch (const NonFiniteError& error) {
     failure = Failure{ErrorKind::kNonFinite, place + error.what(), config_.rank, {}};
+  } catch (const InvalidArgument& error) {
+    failure = Failure{ErrorKind::kInvalidArgument, place + error.what(), config_.rank, {}};
   } catch (const DeviceError& error) {
     failure = Failure{ErrorKind::kDevice, place + error.what(), config_.rank, {}};
   } catch (const TransportError& error) {
@@ -120,8 +122,10 @@ bool Engine::execute_commands() {
 }
 
 void Engine::execute(const Command& command) {
-  PlanState& plan = *command.plan;
   switch (command.kind) {
+    case Command::Kind::kLayer:
+      transport_ = command.layer.make(std::move(transport_));
+      break;
     case Command::Kind::kAdd:
       add(command.plan);
       break;
@@ -129,10 +133,11 @@ void Engine::execute(const Command& command) {
       remove(command.plan);
       break;
     case Command::Kind::kPrepare:
-      plan.segments[command.segment].exchange->prepare(command.round, *transport_, operations_);
+      command.plan->segments[command.segment].exchange->prepare(command.round, *transport_,
+                                                                operations_);
       break;
     case Command::Kind::kPost:
-      begin(plan, command.segment);
+      begin(*command.plan, command.segment);
       break;
     case Command::Kind::kReportStall:
       report_stall(command);

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -86,6 +88,12 @@ class Transport {
   virtual bool drained() = 0;
 
   virtual TransportCounters counters() const = 0;
+};
+
+/// Makes a transport over another one, which it then owns.
+struct TransportLayer {
+  std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)> make;
+  bool carries_weights = false;  // as the transport that it makes
 };
 
 }  // namespace crossover

@@ -25,7 +25,16 @@ constexpr double kPollsPerAge = 8.0;  // a wait is noticed as over an eighth of 
 class NcclTransport::Notice final : public MessageSource, public MessageSink {
  public:
   explicit Notice(const QueuedTransfer& transfer)
-      : tag_(transfer.tag), peer_(transfer.peer), message_bytes_(transfer.num_bytes()) {}
+      : tag_(transfer.tag),
+        peer_(transfer.peer),
+        message_bytes_(transfer.num_bytes()),
+        sink_(transfer.sink) {
+    if (transfer.source) MessageSource::weight = transfer.source->weight;
+  }
+  /// All of it has arrived, or has left.
+  void end() {
+    if (sink_) sink_->weight = MessageSink::weight;
+  }
   size_t num_bytes() const override { return sizeof(uint64_t); }
   size_t produce(std::span<std::byte> out) override {
     if (out.size() < sizeof(uint64_t)) return 0;
@@ -50,6 +59,7 @@ class NcclTransport::Notice final : public MessageSource, public MessageSink {
   const MessageTag tag_;
   const int peer_;
   const uint64_t message_bytes_;
+  MessageSink* const sink_;  // of the message, if it is received here
 };
 
 NcclTransport::NcclTransport(NcclTransportConfig config, std::shared_ptr<const NcclLibrary> library,
@@ -132,12 +142,19 @@ bool NcclTransport::progress(double now_s, std::vector<TransportEvent>& events) 
   return moved;
 }
 
+void NcclTransport::end_notice(uint64_t id) {
+  if (const auto found = notices_.find(id); found != notices_.end()) {
+    found->second->end();
+    notices_.erase(found);
+  }
+  queue_.agree(id);
+}
+
 void NcclTransport::route(std::vector<TransportEvent>& events) {
   using Kind = TransportEvent::Kind;
   for (TransportEvent& event : control_events_) {
     if (event.kind == Kind::kSent || event.kind == Kind::kReceived) {
-      queue_.agree(event.token);
-      notices_.erase(event.token);
+      end_notice(event.token);
     } else if (event.kind == Kind::kPeerLeft && !event.farewell.failed) {
       held_.push_back({std::move(event), now_s_ + config_.timeout_s});
     } else {

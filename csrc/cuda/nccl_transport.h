@@ -4,7 +4,8 @@
 // NCCL never reports a dead peer on the same host and its kernels wait for ever, so all that
 // concerns life and death goes over `control`: before a group is launched, each of its messages is
 // agreed on by a notice of eight bytes, the message's size, so that no kernel waits for a rank that
-// has not posted. A phase of a segment is one group; launch_queue.h gives the order.
+// has not posted. A message's weight travels with its notice. A phase of a segment is one group;
+// launch_queue.h gives the order.
 //
 //   rank a: send, receive, phase_posted -> notices -> all agreed, its turn -> launch -> kSent,
 //   kReceived
@@ -56,6 +57,7 @@ class NcclTransport final : public Transport {
   void phase_posted(const MessageTag& tag, bool last) override;
   /// Waits for the end of a launch of the plan, if NCCL is at one; what is launched runs on.
   void forget_plan(uint32_t plan) override;
+  bool carries_weights() const override { return config_.host_ready; }
   bool progress(double now_s, std::vector<TransportEvent>& events) override;
   bool prepare_to_sleep(double now_s, std::vector<PollItem>& items, double& max_sleep_s) override;
   void say_farewell(const Farewell& farewell) override;
@@ -76,6 +78,7 @@ class NcclTransport final : public Transport {
   };
 
   void agree(uint64_t id);
+  void end_notice(uint64_t id);
   void route(std::vector<TransportEvent>& events);
   bool drive(std::vector<TransportEvent>& events);
   bool settle(std::vector<TransportEvent>& events);

@@ -33,15 +33,18 @@ void PackResult::begin(const PackSpec& spec) {
   found_before_ = found_so_far().count;
   policy_ = spec.non_finite;
   where_ = spec.where;
+  names_.assign(spec.names.begin(), spec.names.end());
 }
 
 void PackResult::check_found() const {
   const NonFiniteFound found = found_so_far();
   const unsigned long long count = found.count - found_before_;
   if (count == 0 || policy_ == NonFinitePolicy::kIgnore) return;
+  const std::string first = found.first_tensor < names_.size()
+                                ? "parameter '" + names_[found.first_tensor] + "'"
+                                : "tensor " + std::to_string(found.first_tensor);
   throw NonFiniteError(where_ + ": holds " + std::to_string(count) + " non-finite value" +
-                       (count == 1 ? "" : "s") + " (NaN or infinity), first in tensor " +
-                       std::to_string(found.first_tensor));
+                       (count == 1 ? "" : "s") + " (NaN or infinity), first in " + first);
 }
 
 std::shared_ptr<CudaBuffer> Packer::take_buffer(size_t bytes) {

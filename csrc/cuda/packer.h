@@ -47,6 +47,7 @@ class PackResult {
   unsigned long long found_before_ = 0;
   NonFinitePolicy policy_ = NonFinitePolicy::kRaise;
   std::string where_;
+  std::vector<std::string> names_;  // of the tensors, kept: their plan may end before the pack
 };
 
 /// Progress thread, except where said.

@@ -160,6 +160,31 @@ TEST(CudaEngine, CopiesSegmentsOfManyChunks) {
   worlds.expect_equal();
 }
 
+TEST(CudaEngine, MayBeWaitedForAgainAfterARefusedCapture) {
+  TwoWorlds worlds(Medium::kLocal, 2, 1);
+  worlds.add_plan(small_plan(), ring_schedule(2));
+  const StreamHandle stream = worlds.gpu_replicas[0]->stream;
+  worlds.gpu->set_capturing(stream, true);
+  EXPECT_THROW(worlds.engine(0).open_round(0, worlds.gpu_replicas[0]->addresses,
+                                           worlds.gpu_replicas[0]->stream),
+               InvalidArgument);
+  EXPECT_FALSE(worlds.engine(0).is_open(0));
+  worlds.gpu->set_capturing(stream, false);
+  for (int rank = 0; rank < 2; ++rank) {
+    worlds.engine(rank).open_round(0, worlds.gpu_replicas[rank]->addresses,
+                                   worlds.gpu_replicas[rank]->stream);
+  }
+  for (int turns = 0; turns < 2000; ++turns) worlds.turn();
+  worlds.gpu->set_capturing(stream, true);
+  EXPECT_THROW(worlds.engine(0).close_round(0, worlds.gpu_replicas[0]->addresses, 0.0,
+                                            worlds.gpu_replicas[0]->stream),
+               InvalidArgument);
+  worlds.gpu->set_capturing(stream, false);
+  EXPECT_EQ(worlds.engine(0).close_round(0, worlds.gpu_replicas[0]->addresses, 0.0,
+                                         worlds.gpu_replicas[0]->stream),
+            WaitStatus::kMixed);
+}
+
 TEST(CudaEngine, AFailedDeviceCallIsTheFirstCauseEverywhere) {
   TwoWorlds worlds(Medium::kLocal, 2, 1);
   worlds.add_plan(small_plan(), ring_schedule(2));

@@ -191,6 +191,24 @@ TEST(Engine, SegmentsMayBeAwaitedOneByOneAndMixedIntoOtherMemory) {
   EXPECT_EQ(world.engines[0]->round(id, 0), 0u);
 }
 
+TEST(Engine, TakesALayerOverItsTransportBeforeTheFirstPlan) {
+  EngineWorld world(Medium::kLocal, 2);
+  int num_made = 0;
+  const TransportLayer layer = {[&num_made](std::unique_ptr<Transport> below) {
+    ++num_made;
+    return below;
+  }};
+  for (const auto& engine : world.engines) engine->add_transport_layer(layer);
+  const SegmentPlan plan = small_plan();
+  std::vector<Replica> replicas = random_replicas(plan, 2, 1);
+  world.round(world.add_plan(plan, crossover_schedule(2, 1)), replicas);
+  EXPECT_EQ(num_made, 2);
+  EXPECT_THROW(world.engines[0]->add_transport_layer(layer), InvalidArgument);
+  const std::shared_ptr<PeerSchedule> shares =
+      table_schedule({{{}, {{0, 0.5}}}}, Stochasticity::kColumn, false);
+  EXPECT_THROW(world.add_plan(plan, shares), InvalidArgument) << "the layer carries no weights";
+}
+
 // Ranks on their own threads with real pollers: what a process does, less the process.
 TEST_P(EngineOverMedia, ThreadsThatTrainAtTheirOwnPaceEqualTheReference) {
   const auto [medium, size] = GetParam();

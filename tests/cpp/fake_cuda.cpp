@@ -96,9 +96,24 @@ void FakeCuda::put(StreamHandle stream, std::string name, std::function<void()> 
   streams_.at(stream).push_back({std::move(name), std::move(work)});
 }
 
+void FakeCuda::put_gate(StreamHandle stream, uint64_t number, std::function<bool()> open) {
+  const std::lock_guard lock(mutex_);
+  streams_.at(stream).push_back({"", {}, 0, number, std::move(open)});
+}
+
+bool FakeCuda::at_gate(StreamHandle stream, uint64_t number) const {
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (!lock) return false;
+  const auto found = streams_.find(stream);
+  if (found == streams_.end() || found->second.empty()) return true;
+  const Work& work = found->second.front();
+  return work.gate && work.generation >= number;
+}
+
 bool FakeCuda::can_step(const std::deque<Work>& stream) const {
   if (stream.empty()) return false;
   const Work& work = stream.front();
+  if (work.gate) return work.gate();
   return work.awaited == 0 || !events_.at(work.awaited).pending.contains(work.generation);
 }
 

@@ -19,7 +19,7 @@
 
 namespace crossover {
 
-class FakeCuda final : public CudaRuntime {
+class FakeCuda : public CudaRuntime {
  public:
   // --- what a test does with it
 
@@ -27,6 +27,12 @@ class FakeCuda final : public CudaRuntime {
   StreamHandle training_stream() { return create_stream(); }
   /// Puts work on a stream.
   void put(StreamHandle stream, std::string name, std::function<void()> work);
+  /// What the stream gets from now on waits until `open` says so, which is asked with the mutex
+  /// held. `number` is for at_gate().
+  void put_gate(StreamHandle stream, uint64_t number, std::function<bool()> open);
+  /// Whether the stream has nothing left to do, or nothing before a gate of at least this number.
+  /// Also false if another thread works with the fake just now.
+  bool at_gate(StreamHandle stream, uint64_t number) const;
   /// Does the next thing on a stream; false if it has none or waits.
   bool step(StreamHandle stream);
   /// Everything that can be done without waiting for the host, streams in turn.
@@ -90,6 +96,7 @@ class FakeCuda final : public CudaRuntime {
     std::function<void()> run;
     EventHandle awaited = 0;  // else 0
     uint64_t generation = 0;
+    std::function<bool()> gate = {};
   };
 
   void count(const std::string& call);

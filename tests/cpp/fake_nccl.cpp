@@ -96,7 +96,7 @@ class World {
   void run() {
     for (bool moved = true; moved;) {
       moved = false;
-      for (auto& [id, stream] : streams) moved = run(stream) || moved;
+      for (auto& [id, stream] : streams) moved = run(id, stream) || moved;
     }
   }
   void drop(Communicator* communicator) {
@@ -111,13 +111,18 @@ class World {
   std::condition_variable changed;
   uint64_t generation = 0;
   uint64_t next_id = 1;
+  bool (*may_begin)(uintptr_t, uint64_t) = nullptr;
   std::map<uintptr_t, Stream> streams;
   std::map<std::string, std::vector<Communicator*>> members;
   std::vector<std::unique_ptr<Communicator>> all;  // kept: a stale handle must not be reused
 
  private:
-  bool run(Stream& stream) {
-    if (stream.groups.empty()) return false;
+  bool runs(uintptr_t id, const Stream& stream) const {
+    return !stream.groups.empty() && (!may_begin || may_begin(id, stream.completed + 1));
+  }
+
+  bool run(uintptr_t stream_id, Stream& stream) {
+    if (!runs(stream_id, stream)) return false;
     Group& group = stream.groups.front();
     for (Transfer& send : group.transfers) {
       if (send.is_send && !send.done) match(group, send);
@@ -136,6 +141,7 @@ class World {
       if (stream.groups.empty()) continue;
       Group& to = stream.groups.front();
       if (to.owner->world != from.owner->world || to.owner->rank != send.peer) continue;
+      if (!runs(id, stream)) continue;
       for (Transfer& receive : to.transfers) {
         if (receive.is_send || receive.done || receive.peer != from.owner->rank) continue;
         if (receive.num_bytes != send.num_bytes) return;
@@ -201,6 +207,11 @@ FAKE_NCCL_EXPORT uint64_t fake_nccl_completed(uintptr_t stream) {
   const std::lock_guard lock(world().mutex);
   world().run();
   return world().streams[stream].completed;
+}
+
+FAKE_NCCL_EXPORT void fake_nccl_begin_when(bool (*may_begin)(uintptr_t, uint64_t)) {
+  const std::lock_guard lock(world().mutex);
+  world().may_begin = may_begin;
 }
 
 FAKE_NCCL_EXPORT int fake_nccl_standing() {

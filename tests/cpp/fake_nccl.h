@@ -23,6 +23,8 @@ void fake_nccl_script(const char* text);
 /// Groups that the stream has got, and how many of them are complete.
 uint64_t fake_nccl_enqueued(uintptr_t stream);
 uint64_t fake_nccl_completed(uintptr_t stream);
+/// A group begins only when this says so of its stream and its number there, from 1; null: at once.
+void fake_nccl_begin_when(bool (*may_begin)(uintptr_t stream, uint64_t group));
 /// Communicators that are neither aborted nor destroyed.
 int fake_nccl_standing();
 

@@ -102,13 +102,20 @@ TEST(NcclEngine, ProgramsOfSeveralPhasesKeepTheirOrder) {
                                  Dtype::kFloat32, "in_progress=2");
 }
 
-TEST(NcclEngine, RefusesPushSumWhoseWeightsItCannotCarry) {
-  NcclWorld world(2, "");
+// Rank 1 takes half of rank 0's share and loses none of its own.
+std::shared_ptr<const Schedule> shares_of_two() {
+  return table_schedule({{{}, {{0, 0.5}}}}, Stochasticity::kColumn, false);
+}
+
+TEST(NcclEngine, CarriesTheWeightsOfPushSumWithItsNotices) {
+  expect_as_over_host_transports(shares_of_two(), Dtype::kFloat32, "in_progress=1");
+}
+
+TEST(NcclEngine, RefusesPushSumWithoutTheNoticesThatCarryItsWeights) {
+  NcclWorld world(2, "", [](NcclTransportConfig& config) { config.host_ready = false; });
   const SegmentPlan plan = small_plan();
   std::vector<Replica> replicas = start_values(plan, 2);
-  const std::shared_ptr<const Schedule> shares =
-      table_schedule({{{}, {{0, 0.5}}}}, Stochasticity::kColumn, false);
-  for (const std::string& error : train(world, plan, shares, 1, replicas)) {
+  for (const std::string& error : train(world, plan, shares_of_two(), 1, replicas)) {
     EXPECT_NE(error.find("'table' is column-stochastic (push-sum)"), std::string::npos) << error;
   }
 }
