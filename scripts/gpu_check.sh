@@ -1,23 +1,27 @@
 #!/usr/bin/env bash
 # gpu_check.sh OUT [STAGE...]: builds from this checkout on a machine with a GPU and shows what only
 # a GPU can show. Logs and JSON go to OUT, one line per stage to OUT/summary.jsonl; the exit status
-# is 0 if every stage passed. Without a GPU it says what it would run and why it cannot, and ends
-# with 2. Needs python3 with torch, pybind11, pytest and numpy, cmake, ninja, nvcc, and GoogleTest:
+# is 0 if every stage passed, 1 if one failed, 64 for wrong arguments. Without a GPU it says what it
+# would run and why it cannot, runs nothing and ends with 2. Needs python3 with torch, pybind11, pytest and numpy, cmake, ninja, nvcc, and GoogleTest:
 # installed, or as sources in GOOGLETEST_SOURCE (default /usr/src/googletest). Downloads nothing.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-ALL=(environment build kernels device memcheck racecheck doctor benchmark training demo)
+ALL=(environment build kernels device memcheck racecheck doctor benchmark training failure
+  timeline demo)
 declare -A WHAT=(
   [environment]="versions of driver, GPU, CUDA, NCCL and torch"
-  [build]="the extension modules, the GPU tests and the benchmark, for the GPUs of this machine"
+  [build]="the extension modules, the GPU tests and the benchmark, from this checkout for its GPUs"
   [kernels]="pack and mix bit for bit against the host's kernels"
   [device]="rounds of two ranks on one GPU, resident and through pinned memory"
   [memcheck]="compute-sanitizer memcheck on the kernels and the device"
   [racecheck]="compute-sanitizer racecheck on the kernels"
   [doctor]="python -m crossover_comm.doctor, with its self-tests"
   [benchmark]="bandwidth of pack and mix beside a copy, torch.cat, torch._foreach_* and torch.compile"
-  [training]="several NCCL ranks on one GPU, and GPU tensors over TCP, against the dense reference"
+  [training]="2 and 4 NCCL ranks on one GPU, and GPU tensors over TCP and shared memory by pinned
+               staging, in every mode and wire against the dense reference; collectives"
+  [failure]="a killed NCCL rank: the others learn of it in time and end"
+  [timeline]="a profiler trace of training steps: exchange beside compute, no allocation in a step"
   [demo]="the digits demo on cuda, crossover against DDP"
 )
 if [ $# -lt 1 ] || [[ "$1" == -* ]]; then
@@ -99,7 +103,13 @@ benchmark() {
   python3 benchmarks/gpu_kernels.py --program "$build/tests/gpu/gpu_kernels_bench" \
     --output "$out/gpu_kernels.json"
 }
-training() { python3 -m pytest tests/gpu -p no:cacheprovider "--junitxml=$out/training.xml"; }
+gpu_tests() {
+  CROSSOVER_REQUIRE_GPU=1 python3 -m pytest "tests/gpu/test_$1.py" -p no:cacheprovider \
+    "--junitxml=$out/$1.xml"
+}
+training() { gpu_tests training; }
+failure() { gpu_tests failure; }
+timeline() { python3 benchmarks/gpu_timeline.py --output "$out/timeline"; }
 demo() { python3 examples/digits/demo.py --device cuda --output "$out/demo"; }
 
 failed=()

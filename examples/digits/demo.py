@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=NUM_WORKERS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=Path("demo-output"))
     options = parser.parse_args()
     started = time.monotonic()
@@ -29,6 +30,7 @@ def main() -> None:
             options.output / method,
             f"--seed={options.seed}",
             f"--epochs={options.epochs}",
+            f"--device={options.device}",
             workers=options.workers,
         )
     path = options.output / "digits.png"

@@ -19,8 +19,8 @@ class Method(Protocol):
     bytes_source: str
     """Where `sent_bytes_per_step` comes from, for the report."""
 
-    def start(self) -> tuple[int, int]:
-        """Joins the job; returns (rank, size)."""
+    def start(self, device: torch.device) -> tuple[int, int]:
+        """Joins the job, whose models will be on `device`; returns (rank, size)."""
         ...
 
     def wrap(self, model: nn.Module) -> nn.Module: ...
@@ -44,7 +44,7 @@ class Crossover:
     name = "crossover"
     bytes_source = "counted"
 
-    def start(self) -> tuple[int, int]:
+    def start(self, device: torch.device) -> tuple[int, int]:
         cc.init()
         return cc.rank(), cc.size()
 
@@ -65,13 +65,16 @@ class Crossover:
 
 
 class Ddp:
-    """torch's DistributedDataParallel over gloo: every step all-reduces the gradient."""
+    """torch's DistributedDataParallel: every step all-reduces the gradient.
+
+    Over gloo on the CPU, over NCCL on GPUs; both methods then use the same library.
+    """
 
     name = "ddp"
     bytes_source = "2(N-1)/N of the gradient, a ring all-reduce"
 
-    def start(self) -> tuple[int, int]:
-        dist.init_process_group("gloo")
+    def start(self, device: torch.device) -> tuple[int, int]:
+        dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
         return dist.get_rank(), dist.get_world_size()
 
     def wrap(self, model: nn.Module) -> nn.Module:

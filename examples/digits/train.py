@@ -17,6 +17,7 @@ from statistics import fmean
 import torch
 import torch.nn.functional as F
 from data import digits
+from devices import choose_device
 from methods import METHODS, Method
 from model import DigitsNet
 from torch import Tensor, nn
@@ -67,13 +68,16 @@ def train_epoch(
 ) -> tuple[float, list[float]]:
     """An ordinary loop; returns the mean loss and the seconds of each step."""
     losses, step_s = [], []
+    device = next(model.parameters()).device
     for images, labels in batches:
         started = time.perf_counter()
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(images), labels)
+        loss = F.cross_entropy(model(images.to(device)), labels.to(device))
         loss.backward()
         optimizer.step()
         schedule.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         step_s.append(time.perf_counter() - started)
         losses.append(float(loss.detach()))
         bar.update()
@@ -81,10 +85,12 @@ def train_epoch(
 
 
 def train(method: Method, options: argparse.Namespace) -> Record:
-    rank, size = method.start()
+    device = choose_device(options.device)
+    rank, size = method.start(device)
     training_set, test_images, test_labels = digits()
+    test_images, test_labels = test_images.to(device), test_labels.to(device)
     torch.manual_seed(options.seed)
-    model = method.wrap(DigitsNet())
+    model = method.wrap(DigitsNet().to(device))
     sampler: DistributedSampler[tuple[Tensor, ...]] = DistributedSampler(
         training_set, size, rank, seed=options.seed
     )
@@ -115,6 +121,7 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, required=True)
     parser.add_argument("--seed", type=int, default=0, help="of the model and the batches")
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch-size", type=int, default=32, help="per worker")
     parser.add_argument("--learning-rate", type=float, default=0.1, help="peak of the one cycle")
     parser.add_argument("--output", type=Path, required=True, help="folder for rank<R>.json")

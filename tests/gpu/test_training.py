@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,12 @@ from spawn import run_ranks
 
 import crossover_comm as cc
 from crossover_comm.config import Wire
+from crossover_comm.nccl import shared_gpu_environment
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() and "CROSSOVER_REQUIRE_GPU" not in os.environ,
+    reason="no GPU: torch.cuda.is_available() is False",
+)
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2}
 """Matrix products of the GPU and the CPU round apart; a sum next to a border of bf16 then jumps."""
@@ -30,17 +35,7 @@ def cases() -> list[Case]:
 
 
 def one_gpu_for_all(rank: int) -> dict[str, str]:
-    """What lets several NCCL ranks share a GPU: a host name each before 2.30, a switch after."""
-    return {
-        "NCCL_HOSTID": f"crossover-test-{rank}",
-        "NCCL_NET": "Socket",
-        "NCCL_IB_DISABLE": "1",
-        "NCCL_SOCKET_IFNAME": "lo",
-        "NCCL_MAX_CTAS": "2",
-        "NCCL_MULTI_RANK_GPU_ENABLE": "1",
-        "NCCL_NVLS_ENABLE": "0",
-        "LOCAL_RANK": "0",
-    }
+    return {**shared_gpu_environment(rank), "LOCAL_RANK": "0"}
 
 
 def train_on_gpu(folder: str, transport: str) -> None:
@@ -73,3 +68,48 @@ def test_ranks_on_one_gpu_train_as_the_dense_reference(
         for rank, wanted in enumerate(dense_states(case, size)):
             state = runs[rank][case.name]["state"]
             assert_states_close(state, wanted, atol=TOLERANCES[case.config.wire])
+
+
+def call_collectives_on_gpu() -> None:
+    """A worker: every collective for GPU tensors gives what it gives on the CPU."""
+    with joined("nccl"):
+        rank, size = cc.rank(), cc.size()
+        x = torch.full((3, 5), float(rank), device="cuda")
+        assert cc.allreduce(x).eq((size - 1) / 2).all()
+        model = torch.nn.BatchNorm1d(4).cuda()
+        with torch.no_grad():
+            model.weight.fill_(float(rank))
+        assert cc.consensus_distance(model) > 0
+        with cc.averaged(model):
+            assert model.weight.eq((size - 1) / 2).all()
+        assert model.weight.eq(rank).all()
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(torch.randn(8, 4, device="cuda")).sum().backward()
+        optimizer.step()
+        cc.broadcast_parameters(model)
+        cc.broadcast_optimizer_state(optimizer)
+        assert cc.consensus_distance(model) == 0.0
+        moments = optimizer.state[model.weight]["exp_avg"]
+        assert moments.is_cuda
+        assert cc.allreduce(moments).eq(moments).all()
+
+
+def test_collectives_take_gpu_tensors() -> None:
+    run_ranks(call_collectives_on_gpu, 2, env_of=one_gpu_for_all)
+
+
+def drop_in(device_ids: str) -> None:
+    """A worker: wraps as torch's examples do, with inputs that are on the CPU."""
+    with joined("auto"):
+        model = torch.nn.Linear(4, 3).cuda()
+        ddp = cc.DistributedDataParallel(model, device_ids=[int(device_ids)])
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+        for _ in range(3):
+            ddp(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+        cc.synchronize(ddp)
+        assert cc.counters()["first_contact_s"] > 0
+
+
+def test_auto_means_nccl_and_device_ids_move_the_inputs() -> None:
+    run_ranks(drop_in, 2, "0", env_of=one_gpu_for_all)
