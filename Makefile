@@ -19,7 +19,7 @@ TIDY_FILES := $(filter csrc/core/%.cpp csrc/host/%.cpp,$(CXX_FILES))
 PACKAGE_SOURCES := setup.py pyproject.toml CMakeLists.txt crossover_comm/_version.py \
   $(filter csrc/%,$(CXX_FILES))
 WARNINGS := -DCROSSOVER_WERROR=$(WERROR)
-# Host code only: nvcc knows no sanitizers.
+# Host code only: nvcc knows no sanitizers. What needs nvcc comes with the package.
 SANITIZER_TYPE := -DCROSSOVER_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1"
 
 .PHONY: test test-cpp test-python demo lint lint-python lint-cpp sanitize clean
@@ -30,7 +30,7 @@ test: test-cpp test-python
 
 test-cpp: $(VENV)/.build
 	@echo "== C++ tests"
-	@scripts/cpp_tests build/cpp $(JOBS) $(WARNINGS)
+	@scripts/cpp_tests build/cpp $(JOBS) $(WARNINGS) -DCROSSOVER_CUDA=OFF
 
 test-python: $(VENV)/.package $(VENV)/.test $(VENV)/.demo
 	@echo "== Python tests"
@@ -63,7 +63,7 @@ sanitize-%: $(VENV)/.build
 	@scripts/cpp_tests build/sanitize-$* $(JOBS) $(WARNINGS) $(SANITIZER_TYPE) -DCROSSOVER_SANITIZE=$*
 
 clean:
-	rm -rf build dist $(VENV) crossover_comm/_C.*.so
+	rm -rf build dist $(VENV) crossover_comm/_C.*.so crossover_comm/_cuda.*.so
 
 # --- the environment: one stamp for each set of pins
 $(VENV)/.created:

@@ -1,4 +1,4 @@
-"""A thin CMake driver: CMakeLists.txt holds the sources and flags of crossover_comm._C."""
+"""A thin CMake driver: CMakeLists.txt holds the sources and flags of the extensions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def has_usable_cmake() -> bool:
 
 
 class CMakeBuild(build_ext):
-    """Configures, builds and installs the one extension where setuptools expects it."""
+    """Configures, builds and installs the extensions where setuptools expects them.
+
+    setuptools knows of ``_C`` alone: whether there is a ``_cuda`` is decided by CMake.
+    """
 
     def build_extension(self, ext: Extension) -> None:
         prefix = Path(self.get_ext_fullpath(ext.name)).resolve().parent.parent
@@ -48,6 +51,16 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(build)], check=True)
         install = ["cmake", "--install", str(build), "--prefix", str(prefix), "--strip"]
         subprocess.run(install, check=True)
+
+    def copy_extensions_to_source(self) -> None:
+        """For an editable install. A ``_cuda`` of an earlier build does not outlive it."""
+        super().copy_extensions_to_source()
+        package = ROOT / "crossover_comm"
+        built = Path(self.build_lib).resolve() / package.name
+        for stale in package.glob("_cuda.*.so"):
+            stale.unlink()
+        for module in built.glob("_cuda.*.so"):
+            shutil.copy2(module, package / module.name)
 
 
 setup(
