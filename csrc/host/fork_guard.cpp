@@ -5,12 +5,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <memory>
+#include <cstdio>
+#include <cstdlib>
 #include <mutex>
+#include <new>
 #include <utility>
 #include <vector>
-
-#include "core/error.h"
 
 namespace crossover::fork_guard {
 namespace {
@@ -26,7 +26,7 @@ struct Registry {
   int next_action = 0;
 };
 
-Registry& registry();
+Registry& registry() noexcept;
 
 void before_fork() { registry().mutex.lock(); }
 
@@ -41,16 +41,17 @@ void after_fork_in_child() {
   tables.mutex.unlock();
 }
 
-Registry* install() {
-  auto tables = std::make_unique<Registry>();
-  if (pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) {
-    throw TransportError("cannot install the fork handler: out of memory");
+Registry* install() noexcept {
+  auto* const tables = new (std::nothrow) Registry;
+  if (!tables || pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) {
+    std::fputs("crossover_comm: no memory for the fork handler\n", stderr);
+    std::abort();
   }
-  return tables.release();
+  return tables;
 }
 
 // Never destroyed: descriptors may outlive static destruction, and forks may happen during it.
-Registry& registry() {
+Registry& registry() noexcept {
   static Registry* const tables = install();
   return *tables;
 }
