@@ -45,6 +45,20 @@ def table_schedule(
 ) -> PeerSchedule: ...
 def repeated_schedule(inner: Schedule, rounds_per_step: int) -> Schedule: ...
 def exact_average_schedule(inner: Schedule, every: int, first: int) -> Schedule: ...
+def group_average_schedule(groups: Sequence[Sequence[int]], through_root: bool) -> Schedule:
+    """Every group's exact average, equal bit for bit on its members. `through_root`: the first
+    member of a group carries all of it, else each an equal slice."""
+
+def group_broadcast_schedule(groups: Sequence[Sequence[int]]) -> Schedule:
+    """The members' tensors become those of their group's first."""
+
+def hierarchical_schedule(
+    inner: Schedule,
+    groups: Sequence[Sequence[int]],
+    shards: Sequence[Sequence[tuple[int, int]]],
+) -> Schedule:
+    """`inner` among groups with equal members, who stay equal. `shards`: per segment, per member
+    index, the elements (begin, end) that this member of each group exchanges."""
 
 class SegmentPlan:
     """The cut of one model. `segments`: (name, dtype, numels, tensor names) each."""
@@ -130,13 +144,19 @@ class Engine:
         schedule: Schedule,
         first_round: int,
         device: Device | None = None,
+        raise_on_non_finite: bool | None = None,
     ) -> int:
-        """`device`: where the tensors live; None: in host memory."""
+        """`device`: where the tensors live; None: in host memory. `raise_on_non_finite`: for this
+        plan alone; None: as the engine was told."""
     def remove_plan(self, plan: int) -> None:
         """Drops a plan, open or not. When it returns nothing reads its tensors any more."""
     def open_round(self, plan: int, addresses: Sequence[int], stream: int = 0) -> None:
         """Posts every segment; addresses of all tensors in plan order. `stream`: the CUDA stream
         that wrote them last; no meaning on the CPU."""
+    def open_segment(
+        self, plan: int, segment: int, addresses: Sequence[int], stream: int = 0
+    ) -> None:
+        """Posts one segment; addresses of its tensors alone."""
     def close_round(self, plan: int, addresses: Sequence[int], stream: int = 0) -> None:
         """Waits for every open segment in issue order and mixes it, on `stream` on a GPU."""
     def wait_segment(

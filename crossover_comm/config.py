@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 from crossover_comm import _C
 from crossover_comm.errors import InvalidArgument
+from crossover_comm.groups import GroupRule, Hierarchy, frozen_rule
 from crossover_comm.topology import Topology, topology_from
 
 __all__ = ["PRESETS", "GossipConfig", "Overlap", "SegmentRule", "Wire", "resolve"]
@@ -22,6 +23,7 @@ Momentum: TypeAlias = Literal["local", "quasi-global", "decentlam", "exchanged"]
 OVERLAPS: Final = ("backward", "forward", "none")
 WIRES: Final = ("fp32", "bf16")
 MOMENTA: Final = ("local", "quasi-global", "decentlam", "exchanged")
+HIERARCHIES: Final = ("sharded", "root")
 MAX_SEED: Final = 2**64 - 1
 
 
@@ -75,6 +77,17 @@ class GossipConfig:
         slow_momentum: Factor beta in [0, 1) of a momentum over the periods that `exact_every` makes
             (SlowMo): each exact average becomes a step of its own. Any optimizer.
         slow_lr: Factor alpha > 0 of these steps. Without `slow_momentum`, 1.0 is the average.
+        interval: A round happens only every so many steps, at the last of them; steps are counted
+            as rounds are, so one under ``no_sync`` does not count. Local SGD is ``interval`` > 1
+            with an exact average.
+        groups: Ranks that average gradients exactly and stay equal; ``topology`` is then among
+            groups. ``None``: no groups. ``"host"``: the ranks of a machine. ``"world"``: all ranks,
+            so that nothing is gossiped. A number of consecutive ranks per group, or the groups as
+            lists of ranks. Members start from their group's first; each group counts alike,
+            whatever its size. Gradients are averaged as torch's DDP does, ``no_sync`` included:
+            posted during backward, averaged when it ends (``overlap="none"``: posted then).
+        hierarchy: ``"sharded"``: each member carries its share of the group's traffic; ``"root"``:
+            the first member carries all of it.
 
     Raises:
         InvalidArgument: If a value is none of these.
@@ -91,6 +104,9 @@ class GossipConfig:
     exact_first: int = 0
     slow_momentum: float = 0.0
     slow_lr: float = 1.0
+    interval: int = 1
+    groups: GroupRule | None = None
+    hierarchy: Hierarchy = "sharded"
 
     def __post_init__(self) -> None:
         topology_from(self.topology)
@@ -115,6 +131,19 @@ class GossipConfig:
                 f"outcome, got {self.overlap!r}"
             )
         self._require_slow_momentum()
+        self._require_groups_and_interval()
+
+    def _require_groups_and_interval(self) -> None:
+        if not _is_integer(self.interval, at_least=1):
+            raise InvalidArgument(f"interval: expected an integer >= 1, got {self.interval!r}")
+        if self.groups is not None:
+            object.__setattr__(self, "groups", frozen_rule(self.groups))
+        _require_one_of("hierarchy", self.hierarchy, HIERARCHIES)
+        if self.momentum != "local" and (self.interval > 1 or self.groups == "world"):
+            raise InvalidArgument(
+                f"momentum={self.momentum!r}: expected a gossip round for every step, got "
+                f"interval={self.interval!r}, groups={self.groups!r}"
+            )
 
     def _require_slow_momentum(self) -> None:
         if not 0.0 <= self.slow_momentum < 1.0:
@@ -172,6 +201,9 @@ class GossipConfig:
             "exact_first": self.exact_first,
             "slow_momentum": self.slow_momentum,
             "slow_lr": self.slow_lr,
+            "interval": self.interval,
+            "groups": self.groups,
+            "hierarchy": self.hierarchy,
         }
 
 
@@ -180,6 +212,8 @@ PRESETS: Final[Mapping[str, GossipConfig]] = MappingProxyType(
         "crossover": GossipConfig(),
         "dpsgd": GossipConfig(topology="ring", overlap="backward"),
         "sgp": GossipConfig(topology="exponential", overlap="forward"),
+        "allreduce": GossipConfig(groups="world"),
+        "localsgd": GossipConfig(topology="all-reduce", overlap="none", interval=8),
     }
 )
 """Named configurations. ``"crossover"``: a fresh derangement per round and segment.
@@ -187,7 +221,9 @@ PRESETS: Final[Mapping[str, GossipConfig]] = MappingProxyType(
 ``"sgp"``: Stochastic Gradient Push without overlap over the directed one-peer exponential graph
 (arXiv 1811.10792, algorithm 1): parameters after the step are exchanged, as in mode ``"none"``, and
 awaited where the next forward needs them. Every draw is doubly stochastic, so w stays 1; for other
-digraphs: ``topology=from_networkx(graph, push_sum=True)``."""
+digraphs: ``topology=from_networkx(graph, push_sum=True)``.
+``"allreduce"``: gradients averaged over all ranks, as torch's DDP. ``"localsgd"``: parameters
+averaged over all ranks after every 8th step (arXiv 1805.09767)."""
 
 
 def resolve(gossip: str | GossipConfig | None) -> GossipConfig:

@@ -112,7 +112,10 @@ class DistributedDataParallel(nn.Module):
         if self._input_device is not None:
             inputs = moved(inputs, self._input_device)
             kwargs = moved(kwargs, self._input_device)
-        return self.module(*inputs, **kwargs)
+        outputs = self.module(*inputs, **kwargs)
+        if hooks is not None and hooks.gradients is not None:
+            hooks.gradients.watch(outputs)
+        return outputs
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """Forwards inside, and their backwards, accumulate gradients without a round of their own.

@@ -15,10 +15,11 @@ from crossover_comm.agreement import canonical_json
 from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.context import Context
 from crossover_comm.errors import InvalidArgument
+from crossover_comm.groups import Groups, within_groups
 from crossover_comm.layout import DTYPE_NAMES, require_disjoint
 from crossover_comm.segments import cut, describe, issue_order
 
-__all__ = ["Gossip"]
+__all__ = ["WIRE_DTYPES", "Gossip", "increment_versions"]
 
 WIRE_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -32,6 +33,7 @@ class Gossip:
         parameters: Those of its parameters that are gossiped, by name, in model order.
         config: How; ``config.overlap`` is overruled by `overlap`.
         overlap: The mode that the caller has resolved.
+        groups: Those that gossip in place of ranks; their members hold equal parameters.
 
     Attributes:
         device: Where the model lives; what is exchanged beside it lies there too.
@@ -47,6 +49,7 @@ class Gossip:
         parameters: Mapping[str, nn.Parameter],
         config: GossipConfig,
         overlap: Overlap,
+        groups: Groups | None = None,
     ) -> None:
         self.context = context
         self.model = model
@@ -64,11 +67,12 @@ class Gossip:
         description = {
             "device": self.device.describe(),
             "config": {**config.describe(), "overlap": overlap},
+            "groups": groups,
             "segments": describe(self.segments),
         }
         context.agree("the model's gossip", canonical_json(description))
         context.placement.connect()
-        self._schedule = config.schedule(context.launch.size, len(self.segments))
+        self._schedule = self._schedule_of(config, groups)
         self._plan = self._plan_of_segments(config, overlap)
         self._companions: list[int] = []
         self.plan = self._add_plan()
@@ -121,7 +125,7 @@ class Gossip:
         for index in self._open:
             self._require_untouched(index)
         self.context.engine.close_round(self.plan, self._addresses, self.device.stream())
-        _increment_versions([p for index in self._open for p in self.segments[index].parameters])
+        increment_versions([p for index in self._open for p in self.segments[index].parameters])
         mixed = sorted(self._open)
         self._open.clear()
         return mixed
@@ -147,7 +151,7 @@ class Gossip:
         else:
             addresses = [t.data_ptr() for t in tensors]
         self.context.engine.wait_segment(self.plan, index, addresses, self.device.stream())
-        _increment_versions(tensors or self.segments[index].parameters)
+        increment_versions(tensors or self.segments[index].parameters)
         self._open.discard(index)
         return True
 
@@ -204,6 +208,14 @@ class Gossip:
             issue_order(len(self.segments), overlap),
         )
 
+    def _schedule_of(self, config: GossipConfig, groups: Groups | None) -> _C.Schedule:
+        size = self.context.launch.size if groups is None else len(groups)
+        schedule = config.schedule(size, len(self.segments))
+        if groups is None:
+            return schedule
+        sizes = [([p.numel() for p in s.parameters], s.dtype.itemsize) for s in self.segments]
+        return within_groups(schedule, groups, sizes, config.hierarchy)
+
     def _anchor(self, addresses: list[int]) -> None:
         """Takes note of new addresses and keeps the memory alive for the progress thread."""
         for name, p, layout in zip(self._names, self.parameters, self._layouts, strict=True):
@@ -250,7 +262,7 @@ def _spell(layout: _Layout) -> str:
     return f"{str(dtype).removeprefix('torch.')} of shape {shape}, strides {stride} on {device}"
 
 
-def _increment_versions(tensors: Sequence[torch.Tensor]) -> None:
+def increment_versions(tensors: Sequence[torch.Tensor]) -> None:
     """Tells autograd of a write that it did not see."""
     if _increment_version_takes_many():
         torch.autograd.graph.increment_version(tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -20,17 +21,11 @@ from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.context import Context, current_context, init, is_initialized
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.gossip import Gossip
+from crossover_comm.gradients import GradientAverager, copy_from_roots
+from crossover_comm.groups import groups_of, hosts
 from crossover_comm.live import LiveObjects
 from crossover_comm.remedies import remedies_for
-from crossover_comm.rounds import (
-    Action,
-    Actions,
-    BackwardRule,
-    EarlyStepRule,
-    RoundRule,
-    StepNesting,
-    StepRule,
-)
+from crossover_comm.rounds import Action, Actions, StepNesting, rule_for
 from crossover_comm.waiting import register_wait_hooks
 
 __all__ = ["RoundHooks", "attach", "joined_context", "own_context", "synchronize"]
@@ -41,7 +36,8 @@ class RoundHooks:
 
     It listens to the backward of every parameter, to the steps of every optimizer that holds one of
     them, and in mode ``"forward"`` to the modules that read them. In the other modes its holder
-    calls :meth:`forward_begins`.
+    calls :meth:`forward_begins`; with groups of ranks it also hands what a forward returns to
+    ``gradients.watch``.
 
     Args:
         context: The rank's place and engine; it has at least 2 ranks.
@@ -63,9 +59,22 @@ class RoundHooks:
         overlap: Overlap,
     ) -> None:
         _refuse_second_gossip(parameters)
-        self.gossip = Gossip(context, model, parameters, config, overlap)
+        groups = None
+        if config.groups is not None:
+            machines = functools.partial(hosts, context)
+            groups = groups_of(config.groups, context.launch.size, machines)
+        self.gossip = Gossip(context, model, parameters, config, overlap, groups)
+        self.gradients: GradientAverager | None = None
+        if groups is not None:
+            self.gradients = GradientAverager(self.gossip, groups, config, overlap)
+            copy_from_roots(self.gossip, groups)
         self.awaits_in_forward = overlap == "forward"
-        self._rule = _rule_of(config, overlap)
+        self._rule = rule_for(
+            overlap,
+            gossips=groups is None or len(groups) > 1,
+            early=config.momentum == "decentlam",
+            interval=config.interval,
+        )
         self._remedies = remedies_for(self.gossip, config)
         self._nesting = StepNesting()
         self._synced = True
@@ -76,7 +85,10 @@ class RoundHooks:
         handles = self._register()
         _live.add(self)
         leave = context.add_synchronizer(_synchronizer(weakref.ref(self)))
-        weakref.finalize(self, _release, handles, leave, self.gossip).atexit = False
+        plans: list[Gossip | GradientAverager] = [self.gossip]
+        if self.gradients is not None:
+            plans.append(self.gradients)
+        weakref.finalize(self, _release, handles, leave, plans).atexit = False
 
     def __reduce__(self) -> NoReturn:
         raise InvalidArgument(
@@ -120,6 +132,8 @@ class RoundHooks:
 
     def forward_seen(self, grad_enabled: bool, *, recomputing: bool) -> None:
         """Called when a forward begins, or goes on where a segment is read."""
+        if self.gradients is not None:
+            self.gradients.forward_seen(grad_enabled, synced=self._synced, recomputing=recomputing)
         self._do(
             self._rule.forward(
                 grad_enabled=grad_enabled, synced=self._synced, recomputing=recomputing
@@ -135,14 +149,18 @@ class RoundHooks:
         if not recomputing and self.gossip.wait_segment(index, tensors):
             self._tell_mixed(index, tensors)
 
-    def backward_seen(self) -> None:
+    def gradient_seen(self, parameter: torch.Tensor) -> None:
         """Called when a gradient has been accumulated, from whichever thread runs the backward."""
         self._rule.backward(synced=self._synced)
+        if self.gradients is not None:
+            self.gradients.gradient_seen(parameter, synced=self._synced)
 
     def step_begins(self, optimizer: Optimizer, *, closure: bool) -> None:
         """Called before any optimizer steps."""
         if not (self._is_ours(optimizer) and self._nesting.enter(id(optimizer))):
             return
+        if self.gradients is not None:
+            self.gradients.step_begins()
         actions = self._rule.step_begin(closure=closure)
         for remedy in self._remedies:
             remedy.step_begins(optimizer, closure=closure, exchanges=bool(actions))
@@ -293,14 +311,6 @@ def _refuse_second_gossip(parameters: Mapping[str, nn.Parameter]) -> None:
                 )
 
 
-def _rule_of(config: GossipConfig, overlap: Overlap) -> RoundRule:
-    if config.momentum == "decentlam":
-        return EarlyStepRule()
-    if overlap == "backward":
-        return BackwardRule()
-    return StepRule(close_at_once=overlap == "none")
-
-
 def _in_backward() -> bool:
     """Whether this thread is running a backward: what is called then is a recomputation."""
     return torch._C._current_graph_task_id() != -1
@@ -316,10 +326,10 @@ def _forward_event(ref: weakref.ref[RoundHooks]) -> Callable[[], None]:
 
 
 def _gradient_hook(ref: weakref.ref[RoundHooks]) -> Callable[[torch.Tensor], None]:
-    def on_gradient(_: torch.Tensor) -> None:
+    def on_gradient(parameter: torch.Tensor) -> None:
         hooks = ref()
         if hooks is not None:
-            hooks.backward_seen()
+            hooks.gradient_seen(parameter)
 
     return on_gradient
 
@@ -333,11 +343,16 @@ def _synchronizer(ref: weakref.ref[RoundHooks]) -> Callable[[nn.Module], None]:
     return synchronize_if_concerned
 
 
-def _release(handles: list[RemovableHandle], leave: Callable[[], None], gossip: Gossip) -> None:
+def _release(
+    handles: list[RemovableHandle],
+    leave: Callable[[], None],
+    plans: Sequence[Gossip | GradientAverager],
+) -> None:
     for handle in handles:
         handle.remove()
     leave()
-    gossip.remove()
+    for plan in plans:
+        plan.remove()
 
 
 def _before_step(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

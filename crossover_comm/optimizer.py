@@ -15,7 +15,7 @@ from crossover_comm.context import Context
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.hooks import RoundHooks, attach, own_context
 from crossover_comm.segments import trainable_parameters
-from crossover_comm.waiting import ForwardHook
+from crossover_comm.waiting import ForwardHook, OutputHook
 
 __all__ = ["DistributedOptimizer"]
 
@@ -65,6 +65,9 @@ def DistributedOptimizer(  # noqa: N802, used like a class, as Horovod's
     optimizer.no_sync = hooks.no_sync  # type: ignore[attr-defined]  # holds the hooks
     if not hooks.awaits_in_forward:
         _announce_forwards(model, hooks)
+    if hooks.gradients is not None:
+        handle = model.register_forward_hook(OutputHook(hooks.gradients.watch))
+        weakref.finalize(hooks, handle.remove).atexit = False
     return optimizer
 
 

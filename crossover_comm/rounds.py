@@ -16,9 +16,13 @@ __all__ = [
     "Actions",
     "BackwardRule",
     "EarlyStepRule",
+    "EveryNthRound",
+    "GradientRule",
+    "NoRounds",
     "RoundRule",
     "StepNesting",
     "StepRule",
+    "rule_for",
 ]
 
 
@@ -231,6 +235,129 @@ class EarlyStepRule(StepRule):
     def step_end(self) -> Actions:
         self._in_closure = False
         return NOTHING
+
+
+class EveryNthRound:
+    """Lets every n-th round of a rule happen: the n-th, the 2n-th, and so on; counts them all."""
+
+    def __init__(self, rule: RoundRule, n: int) -> None:
+        self._rule = rule
+        self._n = n
+        self._num_rounds = 0
+
+    def forward(self, *, grad_enabled: bool, synced: bool, recomputing: bool) -> Actions:
+        return self._filter(
+            self._rule.forward(grad_enabled=grad_enabled, synced=synced, recomputing=recomputing)
+        )
+
+    def backward(self, *, synced: bool) -> None:
+        self._rule.backward(synced=synced)
+
+    def step_begin(self, *, closure: bool) -> Actions:
+        return self._filter(self._rule.step_begin(closure=closure))
+
+    def step_end(self) -> Actions:
+        return self._filter(self._rule.step_end())
+
+    def synchronize(self) -> Actions:
+        return self._filter(self._rule.synchronize())
+
+    def _filter(self, actions: Actions) -> Actions:
+        passed = []
+        for action in actions:
+            self._num_rounds += action is Action.OPEN
+            if self._num_rounds % self._n == 0:
+                passed.append(action)
+        return tuple(passed)
+
+
+class NoRounds:
+    """Nothing is gossiped: all ranks are one group."""
+
+    def forward(self, *, grad_enabled: bool, synced: bool, recomputing: bool) -> Actions:
+        return NOTHING
+
+    def backward(self, *, synced: bool) -> None:
+        return None
+
+    def step_begin(self, *, closure: bool) -> Actions:
+        return NOTHING
+
+    def step_end(self) -> Actions:
+        return NOTHING
+
+    def synchronize(self) -> Actions:
+        return NOTHING
+
+
+def rule_for(overlap: str, *, gossips: bool, early: bool, interval: int) -> RoundRule:
+    """The rule of a mode.
+
+    Args:
+        overlap: ``"backward"``, ``"forward"`` or ``"none"``.
+        gossips: Whether there is anybody to gossip with.
+        early: Whether the step uses the outcome of its own round.
+        interval: Every so many rounds one happens.
+    """
+    if not gossips:
+        return NoRounds()
+    rule: RoundRule
+    if early:
+        rule = EarlyStepRule()
+    elif overlap == "backward":
+        rule = BackwardRule()
+    else:
+        rule = StepRule(close_at_once=overlap == "none")
+    return rule if interval == 1 else EveryNthRound(rule, interval)
+
+
+class GradientRule:
+    """Which backwards have their gradients averaged: as with torch's DDP, the next one after a
+    recorded forward outside ``no_sync``.
+
+    So several forwards before a backward are one average, a second backward of the same graph is
+    none, and several synced backwards before a step are one each. A step after which nothing was
+    averaged though it was expected (no gradient hook ran, ``autograd.grad``) averages first.
+    """
+
+    def __init__(self) -> None:
+        self._expected = False
+        self._seen_forward = False
+        self._averaged = False
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether the next backward is averaged."""
+        return self._expected
+
+    def forward(self, *, grad_enabled: bool, synced: bool, recomputing: bool) -> None:
+        """As :meth:`RoundRule.forward`."""
+        if not grad_enabled or (recomputing and self._seen_forward):
+            return
+        self._seen_forward = not recomputing
+        self._expected = self._expected or synced
+
+    def backward(self, *, synced: bool) -> bool:
+        """Whether the gradients of the backward that has begun are averaged.
+
+        Args:
+            synced: Whether it runs outside ``no_sync``; counts where no forward was seen.
+        """
+        if not self._seen_forward:
+            self._expected = synced
+        return self._expected
+
+    def averaged(self) -> None:
+        """The gradients of a backward have been averaged."""
+        self._expected = False
+        self._averaged = True
+
+    def step_begin(self) -> bool:
+        """Whether gradients are to be averaged before the outermost step that begins."""
+        owed = self._expected and not self._averaged
+        self._averaged = False
+        self._seen_forward = False
+        return owed
 
 
 class StepNesting:

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from crossover_comm.segments import Segment
 
-__all__ = ["ForwardHook", "InertHook", "SegmentWaiter", "register_wait_hooks"]
+__all__ = ["ForwardHook", "InertHook", "OutputHook", "SegmentWaiter", "register_wait_hooks"]
 
 
 class SegmentWaiter(Protocol):
@@ -84,6 +84,19 @@ class ForwardHook:
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         self._forward_begins()
+
+    def __reduce__(self) -> tuple[type[InertHook], tuple[()]]:
+        return InertHook, ()
+
+
+class OutputHook:
+    """Forward hook of a whole model: hands on what it returns."""
+
+    def __init__(self, watch: Callable[[Any], None]) -> None:
+        self._watch = watch
+
+    def __call__(self, module: nn.Module, args: Any, outputs: Any) -> None:
+        self._watch(outputs)
 
     def __reduce__(self) -> tuple[type[InertHook], tuple[()]]:
         return InertHook, ()

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -51,6 +52,10 @@ std::vector<std::unique_ptr<Pipe>> take(const std::vector<PythonPipe*>& pipes) {
   std::vector<std::unique_ptr<Pipe>> taken;
   for (PythonPipe* held : pipes) taken.push_back(held ? std::move(held->pipe) : nullptr);
   return taken;
+}
+
+NonFinitePolicy non_finite_policy(bool raises) {
+  return raises ? NonFinitePolicy::kRaise : NonFinitePolicy::kIgnore;
 }
 
 struct EngineOptions {
@@ -126,12 +131,9 @@ std::unique_ptr<PythonEngine> make_engine(int rank, int size, const std::vector<
     }
   }
   EngineOptions options;
-  options.engine = {rank,
-                    size,
-                    stall_timeout_s,
-                    stall_warning_s,
-                    raise_on_non_finite ? NonFinitePolicy::kRaise : NonFinitePolicy::kIgnore,
-                    event_capacity};
+  options.engine = {
+      rank,          size, stall_timeout_s, stall_warning_s, non_finite_policy(raise_on_non_finite),
+      event_capacity};
   options.stream = {rank, size, timeout_s, 0, incarnation};
   return std::make_unique<PythonEngine>(options, take(pipes), std::move(warn));
 }
@@ -203,11 +205,15 @@ void bind_engine(py::module_& m) {
       .def(
           "add_plan",
           [](PythonEngine& self, const SegmentPlan& plan, const std::shared_ptr<Schedule>& schedule,
-             uint64_t first_round, std::shared_ptr<Device> device) {
-            return self.engine().add_plan(plan, schedule,
-                                          device ? std::move(device) : host_device(), first_round);
+             uint64_t first_round, std::shared_ptr<Device> device,
+             std::optional<bool> raise_on_non_finite) {
+            std::optional<NonFinitePolicy> policy;
+            if (raise_on_non_finite) policy = non_finite_policy(*raise_on_non_finite);
+            return self.engine().add_plan(
+                plan, schedule, device ? std::move(device) : host_device(), first_round, policy);
           },
-          "plan"_a, "schedule"_a, "first_round"_a, "device"_a = nullptr)
+          "plan"_a, "schedule"_a, "first_round"_a, "device"_a = nullptr,
+          "raise_on_non_finite"_a = py::none())
       .def(
           "remove_plan", [](PythonEngine& self, uint32_t plan) { self.engine().remove_plan(plan); },
           "plan"_a)
@@ -217,6 +223,13 @@ void bind_engine(py::module_& m) {
             self.engine().open_round(plan, pointers(addresses), stream);
           },
           "plan"_a, "addresses"_a, "stream"_a = 0)
+      .def(
+          "open_segment",
+          [](PythonEngine& self, uint32_t plan, uint32_t segment, const Addresses& addresses,
+             StreamHandle stream) {
+            self.engine().open_segment(plan, segment, pointers(addresses), stream);
+          },
+          "plan"_a, "segment"_a, "addresses"_a, "stream"_a = 0)
       .def(
           "close_round",
           [](PythonEngine& self, uint32_t plan, const Addresses& addresses, StreamHandle stream) {

@@ -9,6 +9,7 @@
 
 #include "bindings/bindings.h"
 #include "core/error.h"
+#include "core/groups.h"
 #include "core/schedule.h"
 
 namespace py = pybind11;
@@ -77,6 +78,40 @@ std::shared_ptr<PeerSchedule> make_table(const std::vector<std::vector<PythonRow
                         rotate_by_segment);
 }
 
+ShardCuts make_cuts(const std::vector<std::vector<std::pair<int64_t, int64_t>>>& shards) {
+  ShardCuts cuts;
+  for (const auto& of_segment : shards) {
+    std::vector<Slice>& slices = cuts.emplace_back();
+    for (const auto& [begin, end] : of_segment) slices.push_back({begin, end});
+  }
+  return cuts;
+}
+
+void bind_group_schedules(py::module_& m) {
+  using namespace py::literals;
+  m.def(
+      "group_average_schedule",
+      [](Groups groups, bool through_root) {
+        const GroupRoute route = through_root ? GroupRoute::kRoot : GroupRoute::kSharded;
+        return std::shared_ptr<Schedule>(group_average_schedule(std::move(groups), route));
+      },
+      "groups"_a, "through_root"_a);
+  m.def(
+      "group_broadcast_schedule",
+      [](Groups groups) {
+        return std::shared_ptr<Schedule>(group_broadcast_schedule(std::move(groups)));
+      },
+      "groups"_a);
+  m.def(
+      "hierarchical_schedule",
+      [](const std::shared_ptr<Schedule>& inner, Groups groups,
+         const std::vector<std::vector<std::pair<int64_t, int64_t>>>& shards) {
+        return std::shared_ptr<Schedule>(
+            hierarchical_schedule(inner, std::move(groups), make_cuts(shards)));
+      },
+      "inner"_a, "groups"_a, "shards"_a);
+}
+
 // Python shares schedules with engines.
 template <typename Made, typename... Args>
 auto shared(std::unique_ptr<Made> (*make)(Args...)) {
@@ -108,6 +143,7 @@ void bind_schedules(py::module_& m) {
   m.def("ring_schedule", shared(&ring_schedule), "size"_a);
   m.def("complete_schedule", shared(&complete_schedule), "size"_a);
   m.def("all_reduce_schedule", shared(&all_reduce_schedule), "size"_a);
+  bind_group_schedules(m);
   m.def("table_schedule", &make_table, "tables"_a, "stochasticity"_a, "rotate_by_segment"_a);
   m.def(
       "repeated_schedule",

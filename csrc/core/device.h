@@ -102,8 +102,14 @@ class Device {
   /// that an x that is what was sent becomes what has arrived, the same bits but a zero's sign.
   virtual void mix(const TensorList& tensors, Dtype own,
                    std::span<const WeightedMessage> messages) = 0;
+  /// x_k <- m_jk for every element k that a message holds, rounded to the tensor's dtype; weights
+  /// have no meaning, slices are disjoint. Bit for bit, but that -0 may become 0 and which NaN a
+  /// NaN is. `own` as for mix().
+  virtual void replace(const TensorList& tensors, Dtype own,
+                       std::span<const WeightedMessage> messages) = 0;
   /// work[k] <- Q(x_k) over `spec.slice`, in float32 (float64 for float64 tensors): where a program
-  /// of several phases starts. `scratch` has room for the slice in `spec.wire`.
+  /// of several phases starts. `scratch` has room for the slice in `spec.wire`. The tensors may lie
+  /// in `work` itself.
   virtual void widen(const PackSpec& spec, DeviceBuffer& scratch, DeviceBuffer& work);
 
   // What follows is for devices with streams; elsewhere nothing happens.

@@ -27,6 +27,16 @@ void require_push_sum_works(const Schedule& schedule, bool carries_weights) {
   }
 }
 
+void require_segment(const PlanState& plan, uint32_t segment, size_t num_addresses,
+                     const char* call) {
+  if (segment < plan.segments.size() && num_addresses == plan.plan.segment(segment).numels.size()) {
+    return;
+  }
+  throw InvalidArgument(std::string(call) + ": segment " + std::to_string(segment) + " of plan " +
+                        std::to_string(plan.id) + " does not have " +
+                        std::to_string(num_addresses) + " tensors");
+}
+
 }  // namespace
 
 Engine::Engine(const EngineConfig& config, std::unique_ptr<Transport> transport,
@@ -77,7 +87,8 @@ void Engine::add_transport_layer(TransportLayer layer) {
 }
 
 uint32_t Engine::add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> schedule,
-                          std::shared_ptr<Device> device, uint64_t first_round) {
+                          std::shared_ptr<Device> device, uint64_t first_round,
+                          std::optional<NonFinitePolicy> non_finite) {
   check_not_forked();
   if (schedule->size() != config_.size) {
     throw InvalidArgument("schedule '" + std::string(schedule->name()) + "': expected one for " +
@@ -90,7 +101,7 @@ uint32_t Engine::add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> sche
   const auto id = static_cast<uint32_t>(plans_.size());
   plans_.push_back(std::make_shared<PlanState>(id, std::move(plan), std::move(schedule),
                                                std::move(device), first_round, config_.rank,
-                                               config_.non_finite));
+                                               non_finite.value_or(config_.non_finite)));
   commands_.push_back({Command::Kind::kAdd, plans_.back()});
   poller_->wake();
   return id;
@@ -134,17 +145,38 @@ void Engine::open_round(uint32_t plan, std::span<void* const> addresses, StreamH
   }
   const std::shared_ptr<Fence> posted = state->device->fence(stream);
   for (const uint32_t index : state->plan.issue_order()) {
-    SegmentState& segment = state->segments[index];
-    const auto own = addresses.subspan(state->plan.first_tensor(index),
-                                       state->plan.segment(index).numels.size());
-    segment.addresses.assign(own.begin(), own.end());
-    segment.posted = posted;
-    segment.stage = Stage::kPosted;
-    segment.wait_began_s = -1.0;
-    commands_.push_back({Command::Kind::kPost, state, index, segment.round});
-    record(EventKind::kPosted, *state, index);
+    post(state, index,
+         addresses.subspan(state->plan.first_tensor(index),
+                           state->plan.segment(index).numels.size()),
+         posted);
   }
   poller_->wake();
+}
+
+void Engine::open_segment(uint32_t plan, uint32_t segment, std::span<void* const> addresses,
+                          StreamHandle stream) {
+  check_not_forked();
+  const std::lock_guard lock(mutex_);
+  const std::shared_ptr<PlanState> state = usable_plan(plan);
+  require_segment(*state, segment, addresses.size(), "open_segment");
+  raise_failure(*state, segment);
+  if (state->segments[segment].stage != Stage::kIdle) {
+    throw InvalidArgument("open_segment: segment " + std::to_string(segment) + " of plan " +
+                          std::to_string(plan) + " is open");
+  }
+  post(state, segment, addresses, state->device->fence(stream));
+  poller_->wake();
+}
+
+void Engine::post(const std::shared_ptr<PlanState>& plan, uint32_t index,
+                  std::span<void* const> addresses, const std::shared_ptr<Fence>& posted) {
+  SegmentState& segment = plan->segments[index];
+  segment.addresses.assign(addresses.begin(), addresses.end());
+  segment.posted = posted;
+  segment.stage = Stage::kPosted;
+  segment.wait_began_s = -1.0;
+  commands_.push_back({Command::Kind::kPost, plan, index, segment.round});
+  record(EventKind::kPosted, *plan, index);
 }
 
 WaitStatus Engine::wait_segment(uint32_t plan, uint32_t segment, std::span<void* const> addresses,
@@ -152,12 +184,7 @@ WaitStatus Engine::wait_segment(uint32_t plan, uint32_t segment, std::span<void*
   check_not_forked();
   std::unique_lock lock(mutex_);
   const std::shared_ptr<PlanState> state = usable_plan(plan);
-  if (segment >= state->segments.size() ||
-      addresses.size() != state->plan.segment(segment).numels.size()) {
-    throw InvalidArgument("wait_segment: segment " + std::to_string(segment) + " of plan " +
-                          std::to_string(plan) + " does not have " +
-                          std::to_string(addresses.size()) + " tensors");
-  }
+  require_segment(*state, segment, addresses.size(), "wait_segment");
   SegmentState& shared = state->segments[segment];
   raise_failure(*state, segment);
   if (shared.stage == Stage::kIdle) return WaitStatus::kMixed;

@@ -65,9 +65,11 @@ class Engine {
 
   /// Registers a plan and announces room for its round `first_round`. Every rank adds the same
   /// plans in the same order, so that the ids agree. `schedule` is for config.size ranks; a
-  /// column-stochastic one needs a transport that carries weights.
+  /// column-stochastic one needs a transport that carries weights. `non_finite`: for this
+  /// plan alone; none: as configured.
   uint32_t add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> schedule,
-                    std::shared_ptr<Device> device, uint64_t first_round);
+                    std::shared_ptr<Device> device, uint64_t first_round,
+                    std::optional<NonFinitePolicy> non_finite = {});
 
   /// Drops a plan, open or not; what peers still send for it is discarded. When it returns nothing
   /// reads the plan's tensors any more (without a progress thread: after its next turn).
@@ -77,6 +79,12 @@ class Engine {
   /// valid and unwritten until the segment's wait returns. `stream`: the one that wrote them last,
   /// if the device has streams. InvalidArgument if a round is open.
   void open_round(uint32_t plan, std::span<void* const> addresses, StreamHandle stream = 0);
+
+  /// Posts one segment, with the addresses of its tensors alone; the segments of a round may be
+  /// posted in any order and at any time. With a transport that launches in the order of posting
+  /// that order is the same on every rank. InvalidArgument if the segment is open.
+  void open_segment(uint32_t plan, uint32_t segment, std::span<void* const> addresses,
+                    StreamHandle stream = 0);
 
   /// Waits up to `slice_s` for one segment, then mixes it into `addresses` (the tensors of this
   /// segment) on the calling thread; a device with streams does so on `stream`, the one that uses
@@ -156,6 +164,9 @@ class Engine {
   void say_farewell_if_due();
   void mix(SegmentState& segment, std::span<void* const> addresses, StreamHandle stream);
 
+  void post(const std::shared_ptr<PlanState>& plan, uint32_t segment,
+            std::span<void* const> addresses,
+            const std::shared_ptr<Fence>& posted);                             // mutex_ held
   std::shared_ptr<PlanState> usable_plan(uint32_t plan) const;                 // mutex_ held
   void check_usable() const;                                                   // mutex_ held
   void raise_failure(const PlanState& plan, uint32_t segment) const;           // mutex_ held

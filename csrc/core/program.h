@@ -37,12 +37,19 @@ struct Phase {
   std::vector<Send> sends;
   std::vector<Receive> receives;
   double keep = 1.0;  // the rank's own entry in its column of W, see push_sum.h
+  /// Receives overwrite instead: x[slice] = what the sender holds, bit for bit. Their weights are
+  /// 1 and their slices disjoint.
+  bool copies = false;
 };
 
 /// Phases run one after the other: phase p + 1 sends what phase p left. An idle rank has no phases
 /// or empty ones.
 struct Program {
   std::vector<Phase> phases;
+  /// At the end the tensors become Q(x) instead of keeping what Q took from them, so ranks that
+  /// have received the same values hold equal tensors, whatever they held before. Copies travel in
+  /// the wire's type then, else in that of the ranks' sums, uncast.
+  bool replaces = false;
 };
 
 }  // namespace crossover

@@ -59,8 +59,17 @@ Dtype SegmentExchange::work_dtype() const {
   return wide ? Dtype::kFloat64 : Dtype::kFloat32;
 }
 
-uint64_t SegmentExchange::wire_bytes(const Slice& slice) const {
-  return static_cast<uint64_t>(slice.numel()) * dtype_bytes(wire_);
+bool SegmentExchange::mixes_in_place() const {
+  const size_t num_phases = program_.phases.size();
+  return num_phases == 0 || (num_phases == 1 && !program_.phases[0].copies && !program_.replaces);
+}
+
+Dtype SegmentExchange::message_dtype(uint32_t phase) const {
+  return program_.phases[phase].copies && !program_.replaces ? work_dtype() : wire_;
+}
+
+uint64_t SegmentExchange::message_bytes(uint32_t phase, const Slice& slice) const {
+  return static_cast<uint64_t>(slice.numel()) * dtype_bytes(message_dtype(phase));
 }
 
 TensorList SegmentExchange::tensors(std::span<void* const> addresses, StreamHandle stream) const {
@@ -72,10 +81,11 @@ TensorList SegmentExchange::work() {
   return {work_dtype(), {&work_address_, 1}, {&work_numel_, 1}, nullptr, work_.get()};
 }
 
-PackSpec SegmentExchange::pack_spec(const TensorList& tensors, const Slice& slice) const {
+PackSpec SegmentExchange::pack_spec(const TensorList& tensors, const Slice& slice,
+                                    Dtype wire) const {
   return {tensors,
           slice,
-          wire_,
+          wire,
           context_.non_finite,
           describe_segment(context_.plan, context_.segment),
           tensors.buffer ? nullptr : posted_,
@@ -104,7 +114,7 @@ void SegmentExchange::announce(uint32_t phase, Transport& transport, OperationTa
   std::vector<Inbox>& rooms = inboxes(phase);
   if (rooms.size() < receives.size()) rooms.resize(receives.size());
   for (size_t i = 0; i < receives.size(); ++i) {
-    const uint64_t bytes = wire_bytes(receives[i].slice);
+    const uint64_t bytes = message_bytes(phase, receives[i].slice);
     if (bytes == 0 || is_own(receives[i])) continue;
     reserve(rooms[i].buffer, bytes, context_.device);
     rooms[i].sink = context_.device.sink(*rooms[i].buffer, bytes);
@@ -119,18 +129,23 @@ bool SegmentExchange::begin(std::span<void* const> addresses, std::shared_ptr<Fe
   addresses_.assign(addresses.begin(), addresses.end());
   posted_ = std::move(posted);
   begun_ = true;
-  if (!single_phase()) copy_to_work();
+  if (!mixes_in_place()) copy_to_work();
   if (!program_.phases.empty()) send_phase(transport, operations);
   return advance(transport, operations);
 }
 
 void SegmentExchange::copy_to_work() {
   const Slice whole{0, context_.plan.segment(context_.segment).numel()};
-  reserve(packed_, wire_bytes(whole), context_.device);
+  reserve(packed_, static_cast<size_t>(whole.numel()) * dtype_bytes(wire_), context_.device);
   reserve(work_, static_cast<size_t>(whole.numel()) * dtype_bytes(work_dtype()), context_.device);
   work_address_ = work_->data();
   work_numel_ = whole.numel();
-  context_.device.widen(pack_spec(tensors(addresses_), whole), *packed_, *work_);
+  context_.device.widen(pack_spec(tensors(addresses_), whole, wire_), *packed_, *work_);
+}
+
+void SegmentExchange::round_work() {
+  if (wire_ == work_dtype()) return;
+  context_.device.widen(pack_spec(work(), {0, work_numel_}, wire_), *packed_, *work_);
 }
 
 void SegmentExchange::send_phase(Transport& transport, OperationTable& operations) {
@@ -138,11 +153,12 @@ void SegmentExchange::send_phase(Transport& transport, OperationTable& operation
   unsent_ = 0;
   for (const Send& send : program_.phases[phase_].sends) {
     if (send.slice.numel() == 0) continue;
-    sources_.push_back(context_.device.source(
-        pack_spec(single_phase() ? tensors(addresses_) : work(), send.slice)));
+    sources_.push_back(context_.device.source(pack_spec(
+        mixes_in_place() ? tensors(addresses_) : work(), send.slice, message_dtype(phase_))));
     sources_.back()->weight = weight_;
     ++unsent_;
-    const uint64_t token = operations.add({this, true, phase_, send.peer, wire_bytes(send.slice)});
+    const uint64_t bytes = message_bytes(phase_, send.slice);
+    const uint64_t token = operations.add({this, true, phase_, send.peer, bytes});
     transport.send(send.peer, tag(phase_), *sources_.back(), token);
   }
   transport.phase_posted(tag(phase_), phase_ + 1 == program_.phases.size());
@@ -162,15 +178,23 @@ bool SegmentExchange::on_complete(const Operation& operation, Transport& transpo
 bool SegmentExchange::advance(Transport& transport, OperationTable& operations) {
   while (phase_ < program_.phases.size()) {
     if (unsent_ > 0 || awaited_[phase_] > 0) return false;
-    if (!single_phase()) mix_phase();
+    if (!mixes_in_place()) mix_phase();
     announce(phase_ + kPhasesAhead, transport, operations);
     ++phase_;
-    if (phase_ < program_.phases.size()) send_phase(transport, operations);
+    if (phase_ < program_.phases.size()) {
+      send_phase(transport, operations);
+    } else if (program_.replaces) {
+      round_work();
+    }
   }
   return true;
 }
 
 void SegmentExchange::mix_phase() {
+  if (program_.phases[phase_].copies) {
+    context_.device.replace(work(), message_dtype(phase_), messages(phase_));
+    return;
+  }
   for (const auto& mixed : {own_values(phase_), messages(phase_)}) {
     if (!mixed.empty()) context_.device.mix(work(), wire_, mixed);
   }
@@ -194,8 +218,8 @@ std::vector<WeightedMessage> SegmentExchange::messages(uint32_t phase) {
   const std::vector<Receive>& receives = program_.phases[phase].receives;
   for (size_t i = 0; i < receives.size(); ++i) {
     if (receives[i].slice.numel() == 0 || is_own(receives[i])) continue;
-    arrived.push_back({rooms[i].buffer->data(), receives[i].slice, wire_, receives[i].weight,
-                       rooms[i].buffer.get()});
+    arrived.push_back({rooms[i].buffer->data(), receives[i].slice, message_dtype(phase),
+                       receives[i].weight, rooms[i].buffer.get()});
   }
   return arrived;
 }
@@ -203,13 +227,18 @@ std::vector<WeightedMessage> SegmentExchange::messages(uint32_t phase) {
 void SegmentExchange::mix_into(std::span<void* const> addresses, StreamHandle stream) {
   if (program_.phases.empty()) return;
   std::vector<WeightedMessage> arrived;
-  if (single_phase()) {
+  if (mixes_in_place()) {
     arrived = messages(0);
     if (is_push_sum_) take_push_sum_step(arrived);
   } else {
     arrived.push_back({work_->data(), {0, work_numel_}, work_dtype(), 1.0, work_.get()});
   }
-  if (!arrived.empty()) context_.device.mix(tensors(addresses, stream), wire_, arrived);
+  if (arrived.empty()) return;
+  if (program_.replaces) {
+    context_.device.replace(tensors(addresses, stream), wire_, arrived);
+  } else {
+    context_.device.mix(tensors(addresses, stream), wire_, arrived);
+  }
 }
 
 // The message's data frames name it, and a peer may be anybody.

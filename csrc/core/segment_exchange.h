@@ -61,9 +61,10 @@ struct ExchangeContext {
 /// Messages of round r may arrive before begin().
 ///
 /// A program of one phase is mixed from the inboxes straight into the tensors. One of several
-/// phases works on a copy in `work_`, so that tensors are written only in mix_into; there the
-/// difference between the copy and Q(x) is added. Rooms are announced two phases ahead, so that
-/// memory is that of the largest two, however many there are.
+/// phases, or that copies, works on a copy in `work_`, so that tensors are written only in
+/// mix_into; there the difference between the copy and Q(x) is added, or the copy replaces them.
+/// Rooms are announced two phases ahead, so that memory is that of the largest two, however many
+/// there are.
 class SegmentExchange {
  public:
   explicit SegmentExchange(const ExchangeContext& context);
@@ -88,8 +89,6 @@ class SegmentExchange {
   void set_weight(double weight) { weight_ = weight; }
   bool begun() const { return begun_; }
   const ExchangeContext& context() const { return context_; }
-  /// Bytes of a slice on the wire.
-  uint64_t wire_bytes(const Slice& slice) const;
 
  private:
   static constexpr uint32_t kPhasesAhead = 2;
@@ -100,13 +99,16 @@ class SegmentExchange {
   };
 
   MessageTag tag(uint32_t phase) const;
-  bool single_phase() const { return program_.phases.size() <= 1; }
+  bool mixes_in_place() const;
   Dtype work_dtype() const;
+  Dtype message_dtype(uint32_t phase) const;
+  uint64_t message_bytes(uint32_t phase, const Slice& slice) const;
   TensorList tensors(std::span<void* const> addresses, StreamHandle stream = 0) const;
-  PackSpec pack_spec(const TensorList& tensors, const Slice& slice) const;
+  PackSpec pack_spec(const TensorList& tensors, const Slice& slice, Dtype wire) const;
   TensorList work();
   void announce(uint32_t phase, Transport& transport, OperationTable& operations);
   void copy_to_work();
+  void round_work();
   void send_phase(Transport& transport, OperationTable& operations);
   bool advance(Transport& transport, OperationTable& operations);
   std::vector<Inbox>& inboxes(uint32_t phase) { return inboxes_[phase % kPhasesAhead]; }

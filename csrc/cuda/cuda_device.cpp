@@ -120,12 +120,24 @@ BoundTensors CudaDevice::bind_for_mix(const TensorList& tensors, const Slice& sl
 
 void CudaDevice::mix(const TensorList& tensors, Dtype own,
                      std::span<const WeightedMessage> messages) {
+  if (!messages.empty()) enqueue_mix(tensors, describe(tensors.dtype, own, messages), messages);
+}
+
+void CudaDevice::replace(const TensorList& tensors, Dtype own,
+                         std::span<const WeightedMessage> messages) {
   if (messages.empty()) return;
+  MixLaunch described = describe(tensors.dtype, own, messages);
+  described.replaces = true;
+  for (int32_t j = 0; j < described.num_messages; ++j) described.messages[j].weight = 1.0;
+  enqueue_mix(tensors, described, messages);
+}
+
+void CudaDevice::enqueue_mix(const TensorList& tensors, MixLaunch launch,
+                             std::span<const WeightedMessage> messages) {
   const DeviceScope scope(*runtime_, ordinal_);
   const bool to_user = tensors.buffer == nullptr;
   const StreamHandle stream = to_user ? tensors.stream : parts_->packer.stream();
   if (to_user) refuse_capture(stream, "wait");
-  MixLaunch launch = describe(tensors.dtype, own, messages);
   const BoundTensors bound = bind_for_mix(tensors, launch.slice, stream);
   launch.table = bound.table;
   launch.tiles = bound.tiles;

@@ -14,6 +14,7 @@
 #include "core/device.h"
 #include "cuda/cuda_source.h"
 #include "cuda/cuda_tables.h"
+#include "cuda/kernels.h"
 #include "cuda/resources.h"
 
 namespace crossover {
@@ -37,6 +38,8 @@ class CudaDevice final : public Device {
   /// being captured into a graph, or if a tensor is not on this device; nothing is written then.
   void mix(const TensorList& tensors, Dtype own,
            std::span<const WeightedMessage> messages) override;
+  void replace(const TensorList& tensors, Dtype own,
+               std::span<const WeightedMessage> messages) override;
   void widen(const PackSpec& spec, DeviceBuffer& scratch, DeviceBuffer& work) override;
 
   std::unique_ptr<TensorNotes> notes(std::span<const int64_t> numels) override;
@@ -62,6 +65,8 @@ class CudaDevice final : public Device {
   static void on_cancelled(void* cancellation);
 
   void refuse_capture(StreamHandle stream, const char* what);
+  void enqueue_mix(const TensorList& tensors, MixLaunch launch,
+                   std::span<const WeightedMessage> messages);
   BoundTensors bind_for_mix(const TensorList& tensors, const Slice& slice, StreamHandle stream);
 
   const std::shared_ptr<CudaRuntime> runtime_;

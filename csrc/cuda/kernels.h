@@ -37,7 +37,7 @@ struct MixMessage {
   double weight = 0.0;
 };
 
-/// Device::mix() of device.h over messages of one type.
+/// Device::mix() or replace() of device.h over messages of one type.
 struct MixLaunch {
   TensorTable table;
   TileRange tiles;
@@ -46,6 +46,7 @@ struct MixLaunch {
   Dtype own = Dtype::kFloat32;      // what this rank sends
   Dtype message = Dtype::kFloat32;  // what the messages hold
   int32_t num_messages = 0;
+  bool replaces = false;  // of x only whether a message holds it matters; weights are 1
   const uint32_t* cancelled = nullptr;  // in device memory; nothing is written if it is not 0
   MixMessage messages[kMaxMixMessages];
 };

@@ -136,7 +136,7 @@ template <class T, class Own, class M>
 __device__ void mix_element(const MixLaunch& launch, const TilePart& part, typename T::Storage* x,
                             int k) {
   using A = typename T::Arithmetic;
-  const A value = T::template decode<A>(x[k]);
+  const A value = launch.replaces ? A(0) : T::template decode<A>(x[k]);
   const A own = quantized<T, Own>(value);
   A sum = value;
   bool any = false;
@@ -176,10 +176,11 @@ struct MixTile {
     }
   }
 
-  __device__ void begin(const Vector<T, kNumel> (&x)[kRounds]) {
+  /// A sum that starts at 0 and differs by the whole message is the message.
+  __device__ void begin(const Vector<T, kNumel> (&x)[kRounds], bool replaces) {
 #pragma unroll
     for (int k = 0; k < kNumelPerThread; ++k) {
-      sum[k] = T::template decode<A>(x[k / kNumel].elements[k % kNumel]);
+      sum[k] = replaces ? A(0) : T::template decode<A>(x[k / kNumel].elements[k % kNumel]);
       own[k] = quantized<T, Own>(sum[k]);
     }
   }
@@ -217,7 +218,7 @@ __device__ int mix_vectors(const MixLaunch& launch, const TilePart& part, typena
   for (int j = 0; j < launch.num_messages; ++j) {
     if (!touches(launch.messages[j].slice, part)) continue;
     tile.load(message, aligned_with<M>(launch.messages[j], part));
-    if (!begun) tile.begin(values);
+    if (!begun) tile.begin(values, launch.replaces);
     begun = true;
     tile.add(message, static_cast<typename T::Arithmetic>(launch.messages[j].weight));
   }

@@ -215,6 +215,19 @@ void HostDevice::mix(const TensorList& tensors, Dtype own,
   }
 }
 
+void HostDevice::replace(const TensorList& tensors, Dtype /*own*/,
+                         std::span<const WeightedMessage> messages) {
+  for (const WeightedMessage& message : messages) check_slice(tensors, message.slice);
+  for (const WeightedMessage& message : messages) {
+    const std::byte* from = message.data;
+    for (TensorWalk walk(tensors, message.slice); walk.remaining() > 0;) {
+      const TensorWalk::Run run = walk.next(walk.remaining());
+      pack_elements(from, message.dtype, run.data, tensors.dtype, run.numel);
+      from += static_cast<size_t>(run.numel) * dtype_bytes(message.dtype);
+    }
+  }
+}
+
 std::shared_ptr<HostDevice> host_device() { return std::make_shared<HostDevice>(); }
 
 int64_t total_numel(const TensorList& tensors) {

@@ -106,6 +106,10 @@ class CountingDevice final : public Device {
            std::span<const WeightedMessage> messages) override {
     host_->mix(tensors, own, messages);
   }
+  void replace(const TensorList& tensors, Dtype own,
+               std::span<const WeightedMessage> messages) override {
+    host_->replace(tensors, own, messages);
+  }
 
   size_t allocated_bytes = 0;
 

@@ -70,6 +70,9 @@ void mix_tile(const MixLaunch& launch, uint32_t tile) {
     const std::vector<MixInput> inputs = inputs_at(launch, element);
     const auto at = static_cast<size_t>(part.in_tensor + k);
     std::byte* x = tensor.data + at * dtype_bytes(launch.tensor);
+    if (launch.replaces && !inputs.empty()) {
+      std::memset(x, 0, static_cast<size_t>(numel) * dtype_bytes(launch.tensor));
+    }
     if (!inputs.empty()) mix_elements(x, launch.tensor, launch.own, inputs, numel);
     k += numel;
   }

@@ -32,6 +32,11 @@ class ResidentDevice final : public Device {
     for (const WeightedMessage& message : messages) await(message.data);
     host_->mix(tensors, own, messages);
   }
+  void replace(const TensorList& tensors, Dtype own,
+               std::span<const WeightedMessage> messages) override {
+    for (const WeightedMessage& message : messages) await(message.data);
+    host_->replace(tensors, own, messages);
+  }
   /// Waits for all that was put on streams.
   void drain() override {
     for (;;) {

@@ -25,6 +25,7 @@ class IdleDevice final : public Device {
     return host_device()->sink(buffer, num_bytes);
   }
   void mix(const TensorList&, Dtype, std::span<const WeightedMessage>) override {}
+  void replace(const TensorList&, Dtype, std::span<const WeightedMessage>) override {}
 };
 
 TEST(SelfTest, PackAndMixPassOnAHealthyDevice) {

@@ -247,6 +247,30 @@ TEST_F(CudaKernels, MixAsManyMessagesAsTheyTake) {
                    Values::kNormal);
 }
 
+TEST_F(CudaKernels, ReplaceWhatMessagesHoldAndNothingElse) {
+  const Numels numels{5, kTileNumel + 3, 700};
+  Tensors tensors(runtime, stream->get(), Dtype::kFloat32, numels, 0, Values::kNormal, 1);
+  const int64_t all = tensors.numel();
+  const std::vector<Slice> slices{{3, 40}, {40, all - 1}};
+  std::vector<std::unique_ptr<GpuBytes>> memory;
+  MixLaunch launch;
+  launch.slice = {3, all - 1};
+  launch.replaces = true;
+  for (const Slice& slice : slices) {
+    const Bytes content = random_elements(Dtype::kFloat32, slice.numel(), Values::kNormal, 77);
+    memory.push_back(std::make_unique<GpuBytes>(*runtime, stream->get(), content, 0));
+    launch.messages[launch.num_messages++] = {memory.back()->data(), slice, 1.0};
+    for (int64_t k = slice.begin; k < slice.end; ++k) {
+      std::memcpy(tensors.image_at(k), content.data() + 4 * (k - slice.begin), 4);
+    }
+  }
+  const BoundTensors bound = tensors.bind(launch.slice, stream->get());
+  launch.table = bound.table;
+  launch.tiles = bound.tiles;
+  runtime->launch(launch, stream->get());
+  expect_same(Dtype::kFloat32, tensors.get(), tensors.image, "replaced");
+}
+
 TEST_F(CudaKernels, WriteNothingOnceCancelled) {
   const Numels numels{kTileNumel + 3};
   Tensors tensors(runtime, stream->get(), Dtype::kFloat32, numels, 0, Values::kNormal, 1);
