@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -99,6 +100,7 @@ def parity(results: Results, study: str, task: str) -> str:
 
 def _parity_line(row: Row, reference: Row) -> list[str]:
     sent = next(iter(row["outcomes"].values()))["models_sent"]
+    distance = estimate(row, "consensus_distance")
     return [
         row["label"],
         str(row["workers"]),
@@ -107,7 +109,7 @@ def _parity_line(row: Row, reference: Row) -> list[str]:
         difference(row, reference).text(sign="+"),
         _loss(row),
         difference(row, reference, "loss").text(3, "+"),
-        f"{estimate(row, 'consensus_distance').mean:.2f}",
+        f"{distance.mean:.2f}" if math.isfinite(distance.mean) else "diverged",
     ]
 
 

@@ -132,5 +132,6 @@ def test_the_exponential_graph_is_exact_after_its_phases(size: int) -> None:
     assert measure("exponential", size, Setting(num_steps=1)).exact_after == size.bit_length() - 1
 
 
-def test_crossover_is_never_exact() -> None:
-    assert measure("crossover", 8, Setting(num_steps=1)).exact_after is None
+@pytest.mark.parametrize("topology", [Crossover(), GroupCrossover(8)])
+def test_random_maps_are_never_exact(topology: Topology) -> None:
+    assert measure(topology, 64, Setting(num_steps=1)).exact_after is None

@@ -42,8 +42,9 @@ from crossover_comm.topology import (
 
 __all__ = ["Consensus", "contraction", "exact_after", "measure", "steady_distance"]
 
-EXACT = 1e-20
-"""Relative squared distance below which replicas in float64 count as equal."""
+EXACT = 1e-12
+"""A round that leaves less of the squared distance than this made the replicas equal; one that only
+contracts never leaves so little."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,12 +153,14 @@ def contraction(schedule: _C.Schedule, setting: Setting) -> float:
 def exact_after(schedule: _C.Schedule, setting: Setting) -> int | None:
     """Rounds until replicas that start apart are equal, at most 4 log2(size) + 4; None: not yet."""
     x = _normal(schedule.size, setting, torch.Generator().manual_seed(setting.seed))
-    start = _squared_distance(x)
     mixer = Mixer(schedule, _segments(setting))
+    before = _squared_distance(x)
     for round in range(4 * (schedule.size - 1).bit_length() + 4):
-        if _squared_distance(x) <= EXACT * start:
-            return round
         mixer.mix(x, round)
+        after = _squared_distance(x)
+        if after < EXACT * before:
+            return round + 1
+        before = after
     return None
 
 
