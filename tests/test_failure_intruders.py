@@ -134,7 +134,7 @@ def test_each_kind_of_stranger_is_logged_once(visited: list[RankResult]) -> None
 
 
 def init_with_own_key() -> None:
-    init_together(timeout=4)
+    init_together(timeout=8)
 
 
 def test_another_job_key_on_one_rank_is_an_error_on_every_rank(tmp_path: Path) -> None:
