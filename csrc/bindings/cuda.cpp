@@ -49,7 +49,7 @@ PythonTransportLayer nccl_layer(std::shared_ptr<NcclLibrary> library,
 void bind_device(py::module_& m) {
   using namespace py::literals;
   const py::call_guard<py::gil_scoped_release> unlocked;
-  py::class_<CudaDevice, Device, std::shared_ptr<CudaDevice>>(m, "CudaDevice")
+  py::class_<CudaDevice, Device, std::shared_ptr<CudaDevice>>(m, "CudaDevice", py::module_local())
       .def(py::init(
                [](int ordinal) { return std::make_shared<CudaDevice>(cudart_runtime(), ordinal); }),
            "ordinal"_a)
