@@ -54,8 +54,8 @@ class GossipConfig:
             Crossover-SGD. ``"none"``: as ``"forward"``, but mixed at once. Posted parameters may
             not be written: a write is an error, but one through ``p.data`` cannot be seen, so
             call :func:`crossover_comm.synchronize` before it. With several optimizers for one model
-            ``"forward"`` and ``"none"`` run the round after the first one's step; ``"backward"`` is
-            exact. ``None``: the wrapper's
+            the round runs before the first one steps in ``"backward"``, and once all those whose
+            parameters have gradients have stepped in the others. ``None``: the wrapper's
             default, ``"backward"`` for ``DistributedDataParallel`` and ``"forward"`` for
             ``DistributedOptimizer``.
         wire: Widest element type on the wire: ``"fp32"`` sends every tensor as it is, ``"bf16"``

@@ -25,7 +25,8 @@ from crossover_comm.gradients import GradientAverager, copy_from_roots
 from crossover_comm.groups import groups_of, hosts
 from crossover_comm.live import LiveObjects
 from crossover_comm.remedies import remedies_for
-from crossover_comm.rounds import Action, Actions, StepNesting, rule_for
+from crossover_comm.rounds import Action, Actions, rule_for
+from crossover_comm.stepping import AwaitedSteps, StepNesting
 from crossover_comm.waiting import register_wait_hooks
 
 __all__ = ["RoundHooks", "attach", "joined_context", "own_context", "synchronize"]
@@ -77,6 +78,8 @@ class RoundHooks:
         )
         self._remedies = remedies_for(self.gossip, config)
         self._nesting = StepNesting()
+        self._awaited = AwaitedSteps(self.gossip.parameters)
+        self._stepping: set[int] = set()
         self._synced = True
         self._known = {id(p) for p in self.gossip.parameters}
         self._foreign: set[int] = set()
@@ -132,6 +135,8 @@ class RoundHooks:
 
     def forward_seen(self, grad_enabled: bool, *, recomputing: bool) -> None:
         """Called when a forward begins, or goes on where a segment is read."""
+        if grad_enabled and not recomputing:
+            self._awaited.round_begins()
         if self.gradients is not None:
             self.gradients.forward_seen(grad_enabled, synced=self._synced, recomputing=recomputing)
         self._do(
@@ -157,8 +162,10 @@ class RoundHooks:
 
     def step_begins(self, optimizer: Optimizer, *, closure: bool) -> None:
         """Called before any optimizer steps."""
-        if not (self._is_ours(optimizer) and self._nesting.enter(id(optimizer))):
+        held = self._held_by(optimizer)
+        if not (held and self._nesting.enter(id(optimizer))):
             return
+        self._stepping = held
         if self.gradients is not None:
             self.gradients.step_begins()
         actions = self._rule.step_begin(closure=closure)
@@ -174,7 +181,7 @@ class RoundHooks:
             return
         for remedy in self._remedies:
             remedy.after_step(optimizer)
-        self._do(self._rule.step_end())
+        self._do(self._rule.step_end(complete=self._awaited.stepped(self._stepping)))
 
     def _do(self, actions: Actions) -> None:
         for action in actions:
@@ -210,22 +217,22 @@ class RoundHooks:
             handles += register_wait_hooks(self.gossip.model, self.gossip.segments, self)
         return handles
 
-    def _is_ours(self, optimizer: Optimizer) -> bool:
-        """Whether it holds a gossiped parameter. Such a one may hold no unplanned one of the model.
+    def _held_by(self, optimizer: Optimizer) -> set[int]:
+        """The ids of the gossiped parameters in it; it may hold no unplanned ones of the model.
 
         Raises:
             InvalidArgument: Naming a parameter that was added, unfrozen or replaced after wrapping.
         """
-        ours = False
-        strangers = []
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if id(p) in self._known:
-                    ours = True
-                elif p.requires_grad and id(p) not in self._foreign:
-                    strangers.append(p)
+        held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+        ours = held.keys() & self._known
+        strangers = [
+            p
+            for i, p in held.items()
+            if i not in ours and i not in self._foreign
+            if p.requires_grad
+        ]
         if strangers:
-            self._require_foreign(strangers, ours)
+            self._require_foreign(strangers, bool(ours))
         return ours
 
     def _require_foreign(self, strangers: list[torch.Tensor], ours: bool) -> None:

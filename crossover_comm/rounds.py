@@ -20,7 +20,6 @@ __all__ = [
     "GradientRule",
     "NoRounds",
     "RoundRule",
-    "StepNesting",
     "StepRule",
     "rule_for",
 ]
@@ -66,8 +65,12 @@ class RoundRule(Protocol):
     def step_begin(self, *, closure: bool) -> Actions:
         """The outermost optimizer step begins; ``closure``: it will evaluate the model itself."""
 
-    def step_end(self) -> Actions:
-        """The outermost optimizer step has ended."""
+    def step_end(self, *, complete: bool) -> Actions:
+        """The outermost optimizer step has ended.
+
+        Args:
+            complete: Whether no other optimizer of the model is still to step.
+        """
 
     def synchronize(self) -> Actions:
         """The user asks for a state in which nothing is open and no round is owed."""
@@ -126,7 +129,7 @@ class BackwardRule:
             return WHOLE_ROUND
         return self._end()
 
-    def step_end(self) -> Actions:
+    def step_end(self, *, complete: bool) -> Actions:
         self._in_closure = False
         return NOTHING
 
@@ -154,8 +157,9 @@ class _Backwards(Enum):
 class StepRule:
     """Modes ``"forward"`` and ``"none"``: a round runs after the step.
 
-    A round is owed after a synced backward. It runs at the end of the next step; where no step
-    comes (GradScaler skipped it), at the next recorded forward or ``synchronize``. A step whose
+    A round is owed after a synced backward. It runs at the end of the next step that is complete,
+    that of the last of the model's optimizers; where none comes (GradScaler skipped it), at the
+    next recorded forward or ``synchronize``. A step whose
     forwards were seen but whose gradients did not come from a backward (``autograd.grad``) runs
     one too. A step always closes an open round before it writes.
 
@@ -191,9 +195,9 @@ class StepRule:
         self._in_closure = closure
         return self._close()
 
-    def step_end(self) -> Actions:
+    def step_end(self, *, complete: bool) -> Actions:
         self._in_closure = False
-        return self._run_if_owed()
+        return self._run_if_owed() if complete else NOTHING
 
     def synchronize(self) -> Actions:
         actions = self._close()
@@ -232,7 +236,7 @@ class EarlyStepRule(StepRule):
         self._in_closure = closure
         return self._run_if_owed()
 
-    def step_end(self) -> Actions:
+    def step_end(self, *, complete: bool) -> Actions:
         self._in_closure = False
         return NOTHING
 
@@ -256,8 +260,8 @@ class EveryNthRound:
     def step_begin(self, *, closure: bool) -> Actions:
         return self._filter(self._rule.step_begin(closure=closure))
 
-    def step_end(self) -> Actions:
-        return self._filter(self._rule.step_end())
+    def step_end(self, *, complete: bool) -> Actions:
+        return self._filter(self._rule.step_end(complete=complete))
 
     def synchronize(self) -> Actions:
         return self._filter(self._rule.synchronize())
@@ -283,7 +287,7 @@ class NoRounds:
     def step_begin(self, *, closure: bool) -> Actions:
         return NOTHING
 
-    def step_end(self) -> Actions:
+    def step_end(self, *, complete: bool) -> Actions:
         return NOTHING
 
     def synchronize(self) -> Actions:
@@ -358,28 +362,3 @@ class GradientRule:
         self._averaged = False
         self._seen_forward = False
         return owed
-
-
-class StepNesting:
-    """Finds the outermost of nested steps: an optimizer that wraps another steps it inside.
-
-    A step that raised never leaves; the next entry of the same optimizer forgets it and whatever
-    it had entered.
-    """
-
-    def __init__(self) -> None:
-        self._entered: list[int] = []
-
-    def enter(self, key: int) -> bool:
-        """True if the step that begins is the outermost."""
-        if key in self._entered:
-            del self._entered[self._entered.index(key) :]
-        self._entered.append(key)
-        return len(self._entered) == 1
-
-    def leave(self, key: int) -> bool:
-        """True if the step that ended was the outermost."""
-        if key not in self._entered:
-            return False
-        del self._entered[self._entered.index(key) :]
-        return not self._entered

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from crossover_comm.rounds import Action, Actions, BackwardRule, RoundRule, StepNesting, StepRule
+from crossover_comm.rounds import Action, Actions, BackwardRule, RoundRule, StepRule
 
 OPEN, CLOSE = Action.OPEN, Action.CLOSE
 
@@ -38,8 +38,8 @@ class Loop:
     def step_begin(self, *, closure: bool = False) -> Actions:
         return self._keep(self.rule.step_begin(closure=closure))
 
-    def step_end(self) -> Actions:
-        return self._keep(self.rule.step_end())
+    def step_end(self, *, complete: bool = True) -> Actions:
+        return self._keep(self.rule.step_end(complete=complete))
 
     def step(self) -> tuple[Actions, Actions]:
         return self.step_begin(), self.step_end()
@@ -372,25 +372,23 @@ def test_ranks_that_skip_different_steps_count_the_same_rounds(mode: str, seed: 
     assert ranks[0].num_opened >= 60
 
 
-# --- nesting
+@pytest.mark.parametrize("mode", ["forward", "none"])
+def test_a_round_waits_for_the_last_of_several_optimizers(mode: str) -> None:
+    loop = Loop(mode)
+    loop.forward()
+    loop.backward()
+    loop.step_begin()
+    assert loop.step_end(complete=False) == ()
+    loop.step()
+    assert loop.num_opened == 1
 
 
-def test_the_outermost_of_nested_steps_is_found() -> None:
-    nesting = StepNesting()
-    assert [nesting.enter(1), nesting.enter(2)] == [True, False]
-    assert [nesting.leave(2), nesting.leave(1)] == [False, True]
-
-
-def test_a_step_of_a_stranger_is_not_an_end() -> None:
-    nesting = StepNesting()
-    nesting.enter(1)
-    assert not nesting.leave(7)
-    assert nesting.leave(1)
-
-
-def test_a_step_that_raised_is_forgotten_when_its_optimizer_steps_again() -> None:
-    nesting = StepNesting()
-    nesting.enter(1)
-    nesting.enter(2)
-    assert [nesting.enter(1), nesting.enter(2)] == [True, False]
-    assert [nesting.leave(2), nesting.leave(1)] == [False, True]
+@pytest.mark.parametrize("mode", ["forward", "none"])
+def test_a_round_whose_last_optimizer_does_not_step_runs_at_the_next_forward(mode: str) -> None:
+    loop = Loop(mode)
+    loop.forward()
+    loop.backward()
+    loop.step_end(complete=False)
+    assert loop.num_opened == 0
+    loop.forward()
+    assert loop.num_opened == 1

@@ -1,0 +1,71 @@
+"""Which optimizer steps make up one step of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+__all__ = ["AwaitedSteps", "StepNesting"]
+
+
+class StepNesting:
+    """Finds the outermost of nested steps: an optimizer that wraps another steps it inside.
+
+    A step that raised never leaves; the next entry of the same optimizer forgets it and whatever
+    it had entered.
+    """
+
+    def __init__(self) -> None:
+        self._entered: list[int] = []
+
+    def enter(self, key: int) -> bool:
+        """True if the step that begins is the outermost."""
+        if key in self._entered:
+            del self._entered[self._entered.index(key) :]
+        self._entered.append(key)
+        return len(self._entered) == 1
+
+    def leave(self, key: int) -> bool:
+        """True if the step that ended was the outermost."""
+        if key not in self._entered:
+            return False
+        del self._entered[self._entered.index(key) :]
+        return not self._entered
+
+
+class AwaitedSteps:
+    """Finds the step after which no other optimizer of the model is to step.
+
+    A parameter with a gradient awaits the step of whoever holds it. If a round has come without
+    that step, since no optimizer holds the parameter or its optimizer steps more rarely, it is
+    awaited no more until a step has held it again.
+
+    Args:
+        parameters: Those of the model that are gossiped.
+    """
+
+    def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
+        self._parameters = {id(p): p for p in parameters}
+        self._stepped: set[int] = set()
+        self._awaited: set[int] = set()
+        self._idle: set[int] = set()
+
+    def stepped(self, held: set[int]) -> bool:
+        """Takes note of a step; True if no parameter awaits another one.
+
+        Args:
+            held: The ids of the parameters that its optimizer holds.
+        """
+        self._stepped |= held
+        self._idle -= held
+        others = self._parameters.keys() - self._stepped - self._idle
+        self._awaited = {i for i in others if self._parameters[i].grad is not None}
+        return not self._awaited
+
+    def round_begins(self) -> None:
+        """The steps so far belong to a round that is over; those to come belong to another."""
+        if self._stepped:
+            self._idle |= self._awaited
+            self._stepped.clear()
+            self._awaited.clear()
