@@ -21,7 +21,7 @@ from crossover_comm.segments import cut, describe, issue_order
 
 __all__ = ["WIRE_DTYPES", "Gossip", "increment_versions"]
 
-WIRE_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+WIRE_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class Gossip:

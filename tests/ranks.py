@@ -18,6 +18,7 @@ from crossover_comm.context import Context, Settings
 from crossover_comm.launch import Launch
 from crossover_comm.seal import Seal
 from crossover_comm.segments import cut, trainable_parameters
+from crossover_comm.simulate.wires import quantized
 from crossover_comm.topology import mixing_matrix
 
 ResultT = TypeVar("ResultT")
@@ -106,7 +107,7 @@ class DenseMixing:
             cut(replica, trainable_parameters(replica), config.segments) for replica in replicas
         ]
         self._schedule = config.schedule(len(replicas), len(self._segments[0]))
-        self._wire = {"fp32": torch.float64, "bf16": torch.bfloat16}[config.wire]
+        self._wire = config.wire
         self.rounds = 0
 
     @torch.no_grad()
@@ -116,7 +117,7 @@ class DenseMixing:
             matrix = torch.from_numpy(mixing_matrix(self._schedule, self.rounds, index))
             for tensors in zip(*(segment.parameters for segment in per_rank), strict=True):
                 exact = torch.stack([t.detach().double() for t in tensors])
-                sent = exact.to(self._wire).double()
+                sent = quantized(exact, self._wire)
                 mixed = exact + torch.einsum("ij,j...->i...", matrix, sent) - sent
                 for tensor, value in zip(tensors, mixed, strict=True):
                     tensor.copy_(value)

@@ -29,7 +29,7 @@ from ranks import assert_states_close, run_ranks, state_of
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from crossover_comm.config import GossipConfig, Overlap, resolve
+from crossover_comm.config import WIRES, GossipConfig, Overlap, resolve
 from crossover_comm.context import Context
 from crossover_comm.ddp import DistributedDataParallel
 from crossover_comm.errors import CrossoverError
@@ -50,7 +50,7 @@ def test_all_reduce_trains_as_one_replica_on_all_data_with_equal_bits(size: int)
     assert_states_close(state_of(replicas[0]), state_of(wanted[0]))
 
 
-@pytest.mark.parametrize("wire", ["fp32", "bf16"])
+@pytest.mark.parametrize("wire", WIRES)
 def test_replicas_of_all_reduce_keep_equal_bits_over_many_rounds(wire: Any) -> None:
     replicas = replicas_of(3)
     train(replicas, inputs_of(3, 200), dataclasses.replace(ALL_REDUCE, wire=wire))

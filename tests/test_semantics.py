@@ -92,6 +92,7 @@ CASES = [
     (4, GossipConfig(topology="ring")),
     (3, GossipConfig(topology="complete")),
     (4, GossipConfig(wire="bf16")),
+    (4, GossipConfig(wire="fp16")),
 ]
 
 

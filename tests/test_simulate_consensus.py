@@ -8,7 +8,7 @@ import pytest
 import torch
 from consensus import SCHEMES, is_off, rows
 
-from crossover_comm.config import GossipConfig
+from crossover_comm.config import WIRES, GossipConfig, Wire
 from crossover_comm.formulas import Row
 from crossover_comm.simulate import theory
 from crossover_comm.simulate.consensus import Setting, measure, steady_distance
@@ -46,12 +46,13 @@ def test_mixing_is_the_product_with_w(topology: Topology, size: int) -> None:
             torch.testing.assert_close(x[:, column], matrix @ expected[:, column])
 
 
+@pytest.mark.parametrize("wire", [wire for wire in WIRES if wire != "fp32"])
 @pytest.mark.parametrize("topology", [Crossover(), GroupCrossover(4), MixedRadix()])
-def test_bf16_on_the_wire_keeps_the_mean(topology: Topology) -> None:
+def test_a_narrow_wire_keeps_the_mean(topology: Topology, wire: Wire) -> None:
     config = GossipConfig(topology=topology, rounds_per_step=2)
     x = torch.randn(7, 64, dtype=torch.float64)
     mean = x.mean(dim=0)
-    Mixer(config.schedule(7, 1), [(0, 64)], "bf16").mix(x, 0)
+    Mixer(config.schedule(7, 1), [(0, 64)], wire).mix(x, 0)
     torch.testing.assert_close(x.mean(dim=0), mean)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from crossover_comm import _C
 from crossover_comm.config import Wire
 from crossover_comm.simulate.draws import Exchange, Phase, draw, models_sent
+from crossover_comm.simulate.wires import MODEL_SHARE, quantized
 
 __all__ = ["Mixer"]
 
@@ -58,14 +59,13 @@ class Mixer:
             for round in range(_COUNTED_ROUNDS)
             for segment, numel in enumerate(numels)
         )
-        narrow = 0.5 if self._wire == "bf16" else 1.0
-        return total / sum(numels) / _COUNTED_ROUNDS * narrow
+        return total / sum(numels) / _COUNTED_ROUNDS * MODEL_SHARE[self._wire]
 
     def _run(self, x: Tensor, phases: Sequence[Phase]) -> None:
         if len(phases) == 1:
             _run_phase(x, phases[0], self._wire)
         elif phases:
-            start = _quantized(x, self._wire)
+            start = quantized(x, self._wire)
             copy = start.clone()
             for phase in phases:
                 _run_phase(copy, phase, self._wire)
@@ -92,14 +92,10 @@ class Mixer:
         ]
 
 
-def _quantized(x: Tensor, wire: Wire) -> Tensor:
-    return x.to(torch.bfloat16).to(x.dtype) if wire == "bf16" else x
-
-
 def _run_phase(x: Tensor, phase: Phase, wire: Wire) -> None:
-    sent = _quantized(x, wire)
+    sent = quantized(x, wire)
     changes = [_change(sent[:, e.begin : e.end], e) for e in phase]
-    if wire == "bf16":
+    if wire != "fp32":
         for exchange, change in zip(phase, changes, strict=True):
             _keep_rounding(change, exchange, x, sent)
     for exchange, change in zip(phase, changes, strict=True):

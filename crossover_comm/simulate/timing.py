@@ -30,6 +30,7 @@ from crossover_comm.config import Overlap
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.simulate.draws import Phase, draw
 from crossover_comm.simulate.method import Method
+from crossover_comm.simulate.wires import MODEL_SHARE
 from crossover_comm.topology import topology_from
 
 __all__ = ["Cluster", "StepTime", "Workload", "allreduce_time", "gossip_time"]
@@ -189,8 +190,8 @@ class _Race:
         self._hosts = np.arange(size) // per_host
         topology = topology_from(method.topology)
         self._schedule = topology.schedule(size, seed, workload.num_segments)
-        narrow = 0.5 if method.wire == "bf16" else 1.0
-        self._segment_bytes = workload.model_bytes * narrow / workload.num_segments
+        share = MODEL_SHARE[method.wire]
+        self._segment_bytes = workload.model_bytes * share / workload.num_segments
         self.card_bytes = 0.0
 
     def step(self, starts: Times, compute: Times, step: int, overlap: Overlap) -> Times:

@@ -56,7 +56,7 @@ constexpr const char* kUsage =
     "  -c, --check 0|1        compare one round with the dense reference (1)\n"
     "  -s, --segments N       of equal bytes (16)\n"
     "  -p, --topology NAME    crossover, exponential, ring or complete (crossover)\n"
-    "  -x, --wire NAME        float32 or bfloat16 (float32)\n"
+    "  -x, --wire NAME        float32, bfloat16 or float16 (float32)\n"
     "  -j, --json FILE        the table as JSON\n";
 
 int64_t parse_number(const std::string& name, const std::string& text) {

@@ -25,6 +25,13 @@ void Device::widen(const PackSpec& spec, DeviceBuffer& scratch, DeviceBuffer& wo
   mix({dtype, {&address, 1}, {&numel, 1}, nullptr, &work}, dtype, {&message, 1});
 }
 
+std::string spell_non_finite(uint64_t count, Dtype tensor, Dtype wire) {
+  std::string text = std::to_string(count) + " non-finite value" + (count == 1 ? "" : "s");
+  if (wire == tensor) return text + " (NaN or infinity)";
+  return text + " (NaN, infinity, or too large for " + std::string(dtype_name(wire)) +
+         " on the wire)";
+}
+
 std::unique_ptr<TensorNotes> Device::notes(std::span<const int64_t>) { return nullptr; }
 
 std::shared_ptr<Fence> Device::fence(StreamHandle) { return nullptr; }

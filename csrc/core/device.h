@@ -29,7 +29,7 @@ namespace crossover {
 
 enum class MemoryKind { kHost, kCuda };
 
-/// What happens when a parameter to be sent holds NaN or infinity.
+/// What happens when a parameter to be sent holds NaN or infinity, or becomes infinite on the wire.
 enum class NonFinitePolicy { kRaise, kIgnore };
 
 /// Memory of a device, owned.
@@ -74,6 +74,9 @@ struct PackSpec {
   std::shared_ptr<Fence> after = nullptr;   // the tensors are read after this point; null: at once
   std::span<const std::string> names = {};  // of the tensors, for messages; empty: unknown
 };
+
+/// "2 non-finite values (NaN or infinity)", for a NonFiniteError about tensors of type `tensor`.
+std::string spell_non_finite(uint64_t count, Dtype tensor, Dtype wire);
 
 /// One peer's message, complete.
 struct WeightedMessage {

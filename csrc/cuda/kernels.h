@@ -16,7 +16,7 @@ inline constexpr int kMaxMixMessages = 64;
 
 /// What packs have found so far, in device memory.
 struct NonFiniteFound {
-  unsigned long long count = 0;            // of NaNs and infinities
+  unsigned long long count = 0;            // of NaNs and infinities on the wire
   unsigned int first_tensor = 0xffffffff;  // the lowest index of a tensor that held one
 };
 

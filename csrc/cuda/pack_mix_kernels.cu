@@ -34,14 +34,16 @@ __device__ void note(NonFiniteFound* found, const TensorTable& table, uint32_t t
 
 template <class T, class W>
 __device__ typename W::Storage cast(typename T::Storage x, unsigned int& non_finite) {
-  non_finite += T::is_finite(x) ? 0U : 1U;
+  typename W::Storage sent;
   if constexpr (std::is_same_v<T, W>) {
-    return x;
+    sent = x;
   } else if constexpr (std::is_same_v<W, Float64>) {
-    return T::template decode<double>(x);
+    sent = T::template decode<double>(x);
   } else {
-    return W::encode(T::template decode<typename T::Arithmetic>(x));
+    sent = W::encode(T::template decode<typename T::Arithmetic>(x));
   }
+  non_finite += W::is_finite(sent) ? 0U : 1U;
+  return sent;
 }
 
 /// The part's whole vectors; true number of elements done is returned.

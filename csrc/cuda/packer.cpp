@@ -32,6 +32,8 @@ NonFiniteFound PackResult::found_so_far() const {
 void PackResult::begin(const PackSpec& spec) {
   found_before_ = found_so_far().count;
   policy_ = spec.non_finite;
+  tensor_ = spec.tensors.dtype;
+  wire_ = spec.wire;
   where_ = spec.where;
   names_.assign(spec.names.begin(), spec.names.end());
 }
@@ -43,8 +45,8 @@ void PackResult::check_found() const {
   const std::string first = found.first_tensor < names_.size()
                                 ? "parameter '" + names_[found.first_tensor] + "'"
                                 : "tensor " + std::to_string(found.first_tensor);
-  throw NonFiniteError(where_ + ": holds " + std::to_string(count) + " non-finite value" +
-                       (count == 1 ? "" : "s") + " (NaN or infinity), first in " + first);
+  throw NonFiniteError(where_ + ": holds " + spell_non_finite(count, tensor_, wire_) +
+                       ", first in " + first);
 }
 
 std::shared_ptr<CudaBuffer> Packer::take_buffer(size_t bytes) {

@@ -46,6 +46,8 @@ class PackResult {
   CudaMemory counter_copy_;  // pinned
   unsigned long long found_before_ = 0;
   NonFinitePolicy policy_ = NonFinitePolicy::kRaise;
+  Dtype tensor_ = Dtype::kFloat32;
+  Dtype wire_ = Dtype::kFloat32;
   std::string where_;
   std::vector<std::string> names_;  // of the tensors, kept: their plan may end before the pack
 };

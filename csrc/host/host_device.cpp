@@ -113,8 +113,9 @@ class HostSource final : public MessageSource {
     const int64_t in_tensor = count_in_tensor(tensor);
     const std::string name = spec_.names.empty() ? "tensor " + std::to_string(tensor)
                                                  : "parameter '" + spec_.names[tensor] + "'";
-    throw NonFiniteError(spec_.where + ": " + name + " holds " + std::to_string(in_tensor) +
-                         " non-finite value" + (in_tensor == 1 ? "" : "s") + " (NaN or infinity)");
+    throw NonFiniteError(
+        spec_.where + ": " + name + " holds " +
+        spell_non_finite(static_cast<uint64_t>(in_tensor), spec_.tensors.dtype, spec_.wire));
   }
 
   /// Over the whole tensor, so that the message does not depend on the size of a window.
@@ -125,7 +126,7 @@ class HostSource final : public MessageSource {
     int64_t count = 0;
     for (TensorWalk walk(alone, {0, total_numel(alone)}); walk.remaining() > 0;) {
       const TensorWalk::Run run = walk.next(kScratchNumel);
-      count += pack_elements(run.data, alone.dtype, scratch.data(), alone.dtype, run.numel);
+      count += pack_elements(run.data, alone.dtype, scratch.data(), spec_.wire, run.numel);
     }
     return count;
   }

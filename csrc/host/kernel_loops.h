@@ -31,34 +31,41 @@ inline int64_t block_numel(int64_t begin, int64_t numel) {
 
 // --- pack
 
-/// Casts a block without NaNs; true if it does hold a NaN or an infinity: one is added to each
-/// exponent, and only an exponent of all ones carries into the sign's place.
+/// Adding one to an exponent carries into the sign's place if the exponent is all ones.
+template <class E>
+typename E::Bits carry_if_not_finite(typename E::Bits bits) {
+  return static_cast<typename E::Bits>((bits & E::kExponent) + E::kUlpOfExponent);
+}
+
+/// Casts a block without NaNs; true if it does hold a NaN or an infinity, or the cast makes one.
 template <class From, class To>
 bool cast_numbers(const std::byte* __restrict x, std::byte* __restrict out, int64_t numel) {
-  using Bits = typename From::Bits;
-  Bits carries = 0;
+  typename From::Bits carries = 0;
+  typename To::Bits carries_out = 0;
   for (int64_t k = 0; k < numel; ++k) {
-    const Bits bits = load<From>(x, k);
-    carries |= static_cast<Bits>((bits & From::kExponent) + From::kUlpOfExponent);
+    const auto bits = load<From>(x, k);
+    carries |= carry_if_not_finite<From>(bits);
     if constexpr (__is_same(From, To)) {
       store<To>(out, k, bits);
     } else {
-      store<To>(out, k, To::encode_number(From::template decode<typename From::Arithmetic>(bits)));
+      const auto cast = To::encode_number(From::template decode<typename From::Arithmetic>(bits));
+      carries_out |= carry_if_not_finite<To>(cast);
+      store<To>(out, k, cast);
     }
   }
-  return (carries >> (8 * sizeof(Bits) - 1)) != 0;
+  return (carries >> (8 * sizeof(carries) - 1)) != 0 ||
+         (carries_out >> (8 * sizeof(carries_out) - 1)) != 0;
 }
 
-/// Casts a block of anything and counts what is not finite.
+/// Casts a block of anything and counts what is not finite then.
 template <class From, class To>
 int64_t cast_and_count(const std::byte* x, std::byte* out, int64_t numel) {
   int64_t count = 0;
   for (int64_t k = 0; k < numel; ++k) {
-    const auto bits = load<From>(x, k);
-    count += (bits & From::kExponent) == From::kExponent ? 1 : 0;
-    if constexpr (!__is_same(From, To)) {
-      store<To>(out, k, To::encode(From::template decode<typename From::Arithmetic>(bits)));
-    }
+    const auto cast =
+        To::encode(From::template decode<typename From::Arithmetic>(load<From>(x, k)));
+    count += (cast & To::kExponent) == To::kExponent ? 1 : 0;
+    if constexpr (!__is_same(From, To)) store<To>(out, k, cast);
   }
   return count;
 }

@@ -23,7 +23,7 @@ struct MixInput {
 };
 
 /// out[k] = Q(x[k]) for k < numel: cast from `from` to `to`, rounded once, to nearest even; a NaN
-/// stays a NaN. Returns how many x[k] are NaN or infinite. Buffers may be unaligned and must not
+/// stays a NaN. Returns how many out[k] are NaN or infinite. Buffers may be unaligned and must not
 /// overlap. Of several MiB, `out` is written past the caches.
 int64_t pack_elements(const void* x, Dtype from, std::byte* out, Dtype to, int64_t numel,
                       SimdLevel level = simd_level());

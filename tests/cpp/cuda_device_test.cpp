@@ -240,7 +240,10 @@ TEST(CudaDevice, SendsNothingOfAStagedMessageThatHoldsNaN) {
   rank.source->produce(window);
   gpu->run();
   const std::string said = message_of<NonFiniteError>([&] { rank.source->produce(window); });
-  EXPECT_EQ(said, "segment 3 'fc': holds 2 non-finite values (NaN or infinity), first in tensor 4");
+  EXPECT_EQ(
+      said,
+      "segment 3 'fc': holds 2 non-finite values (NaN, infinity, or too large for bfloat16 on "
+      "the wire), first in tensor 4");
 }
 
 TEST(CudaDevice, TellsOfNaNInAResidentMessageWhenPolled) {

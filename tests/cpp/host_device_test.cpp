@@ -173,8 +173,10 @@ TEST(NonFiniteGuard, NamesTheSegmentTheTensorAndHowManyValuesWhateverTheWindow) 
   const auto device = host_device();
   for (const size_t window_bytes : {size_t{4}, size_t{64}, size_t{100'000}}) {
     const auto source = device->source(spec_of(tensors, {0, kOddTotal}, Dtype::kBfloat16));
-    EXPECT_EQ(error_of(*source, window_bytes),
-              "segment 3 'layer4.2': tensor 6 holds 2 non-finite values (NaN or infinity)");
+    EXPECT_EQ(
+        error_of(*source, window_bytes),
+        "segment 3 'layer4.2': tensor 6 holds 2 non-finite values (NaN, infinity, or too large "
+        "for bfloat16 on the wire)");
   }
 }
 
