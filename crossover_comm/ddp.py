@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any, Final
 
 from torch import nn
+from torch.optim import Optimizer
 
 from crossover_comm.collectives import broadcast_parameters
 from crossover_comm.config import GossipConfig, resolve
@@ -13,6 +15,7 @@ from crossover_comm.context import Context
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.hooks import attach, joined_context, own_context
 from crossover_comm.inputs import input_device, moved
+from crossover_comm.resume import lone_state, require_lone_state
 from crossover_comm.segments import trainable_parameters
 
 __all__ = ["DistributedDataParallel"]
@@ -124,6 +127,41 @@ class DistributedDataParallel(nn.Module):
         the round that the first forward has opened.
         """
         return contextlib.nullcontext() if self._hooks is None else self._hooks.no_sync()
+
+    def gossip_state_dict(self) -> dict[str, Any]:
+        """Where gossip stands: with parameters, buffers and the optimizer's state all that a
+        training needs to go on bit for bit as if it had never stopped.
+
+        Closes the open round; taken after a step it changes nothing that follows. Each rank saves
+        its own, beside its own model: replicas differ.
+
+        Returns:
+            Numbers, strings, tensors, and dicts and lists of these; tensors are shared with
+            training. Keys and shapes depend on model and configuration alone, so that
+            torch.distributed.checkpoint can load into it.
+        """
+        return lone_state() if self._hooks is None else self._hooks.state_dict()
+
+    def load_gossip_state_dict(
+        self, state: Mapping[str, Any], optimizer: Optimizer | None = None
+    ) -> None:
+        """Takes up what :meth:`gossip_state_dict` gave on this rank. A collective call.
+
+        Load parameters, buffers and the optimizer's state before it. A round that is open is
+        dropped.
+
+        Args:
+            state: As it was returned; it is copied.
+            optimizer: Needed with ``momentum="exchanged"`` alone: the one that steps the model.
+
+        Raises:
+            InvalidArgument: The state is of another rank, number of ranks, model or configuration,
+                which it names, or the ranks load states of unlike rounds.
+        """
+        if self._hooks is None:
+            require_lone_state(state)
+        else:
+            self._hooks.load_state_dict(state, optimizer)
 
 
 def _require_defaults(**arguments: object) -> None:

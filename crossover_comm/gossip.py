@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -37,6 +37,8 @@ class Gossip:
 
     Attributes:
         device: Where the model lives; what is exchanged beside it lies there too.
+        fingerprint: Model, configuration and number of ranks, ready for JSON.
+        companions: Plans of tensors that are exchanged beside the parameters.
 
     Raises:
         InvalidArgument: If a parameter cannot be exchanged, or the ranks differ.
@@ -64,18 +66,19 @@ class Gossip:
         self._anchors: tuple[torch.Tensor, ...] = ()
         self._open: set[int] = set()
         self.device = context.placement.of(dict(zip(self._names, self.parameters, strict=True)))
-        description = {
-            "device": self.device.describe(),
+        self.fingerprint: dict[str, object] = {
+            "size": context.launch.size,
             "config": {**config.describe(), "overlap": overlap},
             "groups": groups,
             "segments": describe(self.segments),
         }
+        description = {"device": self.device.describe(), **self.fingerprint}
         context.agree("the model's gossip", canonical_json(description))
         context.placement.connect()
         self._schedule = self._schedule_of(config, groups)
         self._plan = self._plan_of_segments(config, overlap)
-        self._companions: list[int] = []
-        self.plan = self._add_plan()
+        self.companions: list[int] = []
+        self.plan = self._add_plan(0)
 
     @property
     def named_parameters(self) -> dict[str, nn.Parameter]:
@@ -181,17 +184,38 @@ class Gossip:
         self.context.engine.set_weights(self.plan, weights)
 
     def add_companion(self) -> int:
-        """Adds a plan of equal segments and draws, for tensors shaped as the parameters."""
-        self._companions.append(self._add_plan())
-        return self._companions[-1]
+        """Adds a plan of equal segments and draws, for tensors shaped as the parameters.
+
+        Returns:
+            Its index in `companions`.
+        """
+        self.companions.append(self._add_plan(self.round(0)))
+        return len(self.companions) - 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the rounds stand, and whatever else of the plans outlives a round. None is open."""
+        return {"round": self.round(0)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave. A collective call; an open round is dropped.
+
+        The plans are made anew at that round, so that rooms announced for other rounds are
+        forgotten.
+        """
+        self.remove()
+        self._open.clear()
+        self.plan = self._add_plan(state["round"])
+        self.companions = [self._add_plan(state["round"]) for _ in self.companions]
 
     def remove(self) -> None:
         """Takes the plans out of the engine; open rounds are dropped."""
-        for plan in (self.plan, *self._companions):
+        for plan in (self.plan, *self.companions):
             self.context.engine.remove_plan(plan)
 
-    def _add_plan(self) -> int:
-        return self.context.engine.add_plan(self._plan, self._schedule, 0, self.device.handle)
+    def _add_plan(self, first_round: int) -> int:
+        return self.context.engine.add_plan(
+            self._plan, self._schedule, first_round, self.device.handle
+        )
 
     def _plan_of_segments(self, config: GossipConfig, overlap: Overlap) -> _C.SegmentPlan:
         return _C.SegmentPlan(

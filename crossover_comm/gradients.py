@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from crossover_comm.gossip import WIRE_DTYPES, Gossip, increment_versions
 from crossover_comm.groups import Groups
 from crossover_comm.layout import DTYPE_NAMES
 from crossover_comm.rounds import GradientRule
+from crossover_comm.rule_state import load_rule_state, rule_state
 from crossover_comm.segments import issue_order
 
 __all__ = ["GradientAverager", "copy_from_roots"]
@@ -78,8 +79,8 @@ class GradientAverager:
         self._forget()
         self.watch: Callable[[Any], None] = torch.compiler.disable(_watcher(weakref.ref(self)))
         """Takes the outputs of a forward of the whole model, whose backward is averaged."""
-        schedule = _C.group_average_schedule(groups, config.hierarchy == "root")
-        plan = _C.SegmentPlan(
+        self._schedule = _C.group_average_schedule(groups, config.hierarchy == "root")
+        self._plan = _C.SegmentPlan(
             [
                 (
                     s.name,
@@ -92,9 +93,7 @@ class GradientAverager:
             WIRE_DTYPES[config.wire],
             self._order,
         )
-        self.plan = self._engine.add_plan(
-            plan, schedule, 0, gossip.device.handle, raise_on_non_finite=False
-        )
+        self.plan = self._add_plan(0)
 
     def forward_seen(self, grad_enabled: bool, *, synced: bool, recomputing: bool) -> None:
         """Called when a forward begins, or goes on where a segment is read."""
@@ -137,9 +136,29 @@ class GradientAverager:
         if self._has_begun:
             self._finish()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the averages stand. No backward runs."""
+        return {"round": self._engine.round(self.plan, 0), "rule": rule_state(self._rule)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave. A collective call."""
+        self.remove()
+        self._forget()
+        self.plan = self._add_plan(state["round"])
+        load_rule_state(self._rule, state["rule"])
+
     def remove(self) -> None:
         """Takes the plan out of the engine; what is under way is dropped."""
         self._engine.remove_plan(self.plan)
+
+    def _add_plan(self, first_round: int) -> int:
+        return self._engine.add_plan(
+            self._plan,
+            self._schedule,
+            first_round,
+            self._gossip.device.handle,
+            raise_on_non_finite=False,
+        )
 
     @property
     def is_expected(self) -> bool:

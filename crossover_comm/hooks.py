@@ -25,6 +25,7 @@ from crossover_comm.gradients import GradientAverager, copy_from_roots
 from crossover_comm.groups import groups_of, hosts
 from crossover_comm.live import LiveObjects
 from crossover_comm.remedies import remedies_for
+from crossover_comm.resume import TrainingState
 from crossover_comm.rounds import Action, Actions, rule_for
 from crossover_comm.stepping import AwaitedSteps, StepNesting
 from crossover_comm.waiting import register_wait_hooks
@@ -79,6 +80,9 @@ class RoundHooks:
         self._remedies = remedies_for(self.gossip, config)
         self._nesting = StepNesting()
         self._awaited = AwaitedSteps(self.gossip.parameters)
+        self._state = TrainingState(
+            self.gossip, self.gradients, self._rule, self._awaited, self._remedies
+        )
         self._stepping: set[int] = set()
         self._synced = True
         self._known = {id(p) for p in self.gossip.parameters}
@@ -113,21 +117,16 @@ class RoundHooks:
         """Closes the open round; runs the one that a skipped step has left owing."""
         self._do(self._rule.synchronize())
 
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        """The state of push-sum and of the remedies, by class name. No round is open."""
-        return {type(remedy).__name__: remedy.state_dict() for remedy in self._remedies}
+    def state_dict(self) -> dict[str, Any]:
+        """Where gossip stands, beside parameters and optimizer. The open round is closed first."""
+        self.synchronize()
+        if self.gradients is not None:
+            self.gradients.backward_ends()
+        return self._state.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, dict[str, Any]]) -> None:
-        """Takes up what `state_dict` gave. No round is open.
-
-        Raises:
-            InvalidArgument: It is of another model or another configuration.
-        """
-        wanted = [type(remedy).__name__ for remedy in self._remedies]
-        if sorted(state) != sorted(wanted):
-            raise InvalidArgument(f"state: expected that of {wanted}, got that of {sorted(state)}")
-        for remedy in self._remedies:
-            remedy.load_state_dict(state[type(remedy).__name__])
+    def load_state_dict(self, state: Mapping[str, Any], optimizer: Optimizer | None = None) -> None:
+        """As :meth:`TrainingState.load_state_dict`."""
+        self._state.load_state_dict(state, optimizer)
 
     def gossips(self, parameters: Iterable[torch.Tensor]) -> bool:
         """Whether one of them is among the gossiped."""

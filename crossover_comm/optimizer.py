@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,6 +14,7 @@ from crossover_comm.config import GossipConfig, resolve
 from crossover_comm.context import Context
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.hooks import RoundHooks, attach, own_context
+from crossover_comm.resume import lone_state, require_lone_state
 from crossover_comm.segments import trainable_parameters
 from crossover_comm.waiting import ForwardHook, OutputHook
 
@@ -32,8 +33,9 @@ def DistributedOptimizer(  # noqa: N802, used like a class, as Horovod's
     """Gossips the parameters that `optimizer` and `model` share, from now on.
 
     Returns the same object, so that its type, ``state_dict``, ``param_groups``, schedulers and
-    GradScaler work as before. It has one method more, ``no_sync()``, as that of
-    ``DistributedDataParallel``. Gossip ends when the optimizer is no longer held.
+    GradScaler work as before. It has three methods more, ``no_sync()``, ``gossip_state_dict()`` and
+    ``load_gossip_state_dict(state)``, as those of ``DistributedDataParallel``. Gossip ends when the
+    optimizer is no longer held.
 
     A collective call: every rank makes it for the same models in the same order. Nothing is
     broadcast: call ``broadcast_parameters(model)`` to start from equal replicas. With several
@@ -59,16 +61,27 @@ def DistributedOptimizer(  # noqa: N802, used like a class, as Horovod's
     held = [p for group in optimizer.param_groups for p in group["params"]]
     parameters = trainable_parameters(model, only=held)
     hooks = attach(context or own_context(), model, parameters, config, "forward")
+    _add_methods(optimizer, hooks)
     if hooks is None:
-        optimizer.no_sync = contextlib.nullcontext  # type: ignore[attr-defined]
         return optimizer
-    optimizer.no_sync = hooks.no_sync  # type: ignore[attr-defined]  # holds the hooks
     if not hooks.awaits_in_forward:
         _announce_forwards(model, hooks)
     if hooks.gradients is not None:
         handle = model.register_forward_hook(OutputHook(hooks.gradients.watch))
         weakref.finalize(hooks, handle.remove).atexit = False
     return optimizer
+
+
+def _add_methods(optimizer: Any, hooks: RoundHooks | None) -> None:
+    if hooks is None:
+        optimizer.no_sync = contextlib.nullcontext
+        optimizer.gossip_state_dict = lone_state
+        optimizer.load_gossip_state_dict = require_lone_state
+        return
+    optimizer.no_sync = hooks.no_sync  # holds the hooks
+    optimizer.gossip_state_dict = hooks.state_dict
+    ref = weakref.ref(optimizer)
+    optimizer.load_gossip_state_dict = lambda state: hooks.load_state_dict(state, ref())
 
 
 def _announce_forwards(model: nn.Module, hooks: RoundHooks) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -69,3 +69,16 @@ class AwaitedSteps:
             self._idle |= self._awaited
             self._stepped.clear()
             self._awaited.clear()
+
+    def state_dict(self) -> dict[str, list[int]]:
+        """Where it stands; parameters are told by their positions."""
+        places = {key: i for i, key in enumerate(self._parameters)}
+        sets = {"stepped": self._stepped, "awaited": self._awaited, "idle": self._idle}
+        return {name: sorted(places[key] for key in keys) for name, keys in sets.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[int]]) -> None:
+        """Goes on from what `state_dict` gave."""
+        keys = list(self._parameters)
+        self._stepped = {keys[i] for i in state["stepped"]}
+        self._awaited = {keys[i] for i in state["awaited"]}
+        self._idle = {keys[i] for i in state["idle"]}

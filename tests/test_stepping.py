@@ -66,3 +66,13 @@ def test_an_optimizer_that_was_late_is_awaited_again_once_it_has_stepped() -> No
     assert awaited.stepped(ids(seldom))
     awaited.round_begins()
     assert not awaited.stepped(ids(often))
+
+
+def test_what_is_awaited_no_more_is_so_after_a_restart() -> None:
+    parameters = parameters_with_gradients(2)
+    before, after = AwaitedSteps(parameters), AwaitedSteps(parameters)
+    before.stepped(ids(parameters[0]))
+    before.round_begins()
+    after.load_state_dict(before.state_dict())
+    assert after.state_dict() == {"stepped": [], "awaited": [], "idle": [1]}
+    assert after.stepped(ids(parameters[0]))

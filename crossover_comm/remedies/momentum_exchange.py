@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
+from crossover_comm.errors import InvalidArgument
 from crossover_comm.gossip import Gossip
 from crossover_comm.remedies.remedy import Remedy, held_by
 from crossover_comm.remedies.tensors import by_name
@@ -30,16 +32,13 @@ class MomentumExchange(Remedy):
 
     def __init__(self, gossip: Gossip) -> None:
         super().__init__(gossip)
-        self._plan = gossip.add_companion()
+        self._companion = gossip.add_companion()
         self._owners: dict[int, weakref.ref[Optimizer]] = {}
         self._checked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._posted: list[torch.Tensor] = []
 
     def step_begins(self, optimizer: Optimizer, *, closure: bool, exchanges: bool) -> None:
-        owner = weakref.ref(optimizer)
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                self._owners[id(p)] = owner
+        self._own(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
         if optimizer in self._checked:
@@ -57,15 +56,35 @@ class MomentumExchange(Remedy):
     def opened(self) -> None:
         self._posted = [self._buffer(p) for p in self.gossip.parameters]
         self.gossip.context.engine.open_round(
-            self._plan, self._addresses(), self.gossip.device.stream()
+            self._plan(), self._addresses(), self.gossip.device.stream()
         )
 
     def closing(self) -> None:
         if self._posted:
             self.gossip.context.engine.close_round(
-                self._plan, self._addresses(), self.gossip.device.stream()
+                self._plan(), self._addresses(), self.gossip.device.stream()
             )
             self._posted = []
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._posted = []
+
+    def resumes(self, optimizer: Optimizer | None) -> None:
+        if optimizer is None:
+            raise InvalidArgument(
+                "momentum='exchanged': expected load_gossip_state_dict(state, optimizer), whose "
+                "momenta the first round exchanges, got no optimizer"
+            )
+        self._own(optimizer)
+
+    def _plan(self) -> int:
+        return self.gossip.companions[self._companion]
+
+    def _own(self, optimizer: Optimizer) -> None:
+        owner = weakref.ref(optimizer)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                self._owners[id(p)] = owner
 
     def _addresses(self) -> list[int]:
         return [buffer.data_ptr() for buffer in self._posted]

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from crossover_comm.gossip import Gossip
 from crossover_comm.remedies.demands import learning_rate, require_sgd
 from crossover_comm.remedies.remedy import Remedy
-from crossover_comm.remedies.tensors import by_id, by_name, copied
+from crossover_comm.remedies.tensors import copied, from_numbers, numbers, with_zeros
 
 __all__ = ["QuasiGlobalMomentum"]
 
@@ -60,15 +60,15 @@ class QuasiGlobalMomentum(Remedy):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "momentum": by_name(self.gossip, self._momentum),
-            "previous": by_name(self.gossip, self._previous),
-            "lr": by_name(self.gossip, self._lr),
+            "momentum": with_zeros(self.gossip, self._momentum),
+            "previous": with_zeros(self.gossip, self._previous),
+            "lr": numbers(self.gossip, self._lr),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._momentum = copied(self.gossip, state["momentum"])
-        self._previous = copied(self.gossip, state["previous"])
-        self._lr = by_id(self.gossip, state["lr"])
+        self._lr = from_numbers(self.gossip, state["lr"])
+        self._momentum = copied(self.gossip, state["momentum"], only=self._lr)
+        self._previous = copied(self.gossip, state["previous"], only=self._lr)
 
     def _remember(self, parameters: list[torch.Tensor], mu: float) -> None:
         if not parameters:

@@ -56,7 +56,11 @@ class Remedy:
         in a compiled graph."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs; tensors are shared, not copied. No round is open."""
+        """What a resumed training needs; tensors are shared, not copied. No round is open.
+
+        Its keys and shapes are the same before the first step as later, for a checkpoint is read
+        into it.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -65,6 +69,9 @@ class Remedy:
         Raises:
             InvalidArgument: It is of another model or another remedy.
         """
+
+    def resumes(self, optimizer: Optimizer | None) -> None:
+        """A state has been loaded; training goes on, with `optimizer` if it is known."""
 
 
 def held_by(optimizer: Optimizer) -> set[int]:

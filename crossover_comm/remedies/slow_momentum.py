@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from crossover_comm.gossip import Gossip
 from crossover_comm.remedies.demands import learning_rate
 from crossover_comm.remedies.remedy import Remedy
-from crossover_comm.remedies.tensors import by_id, by_name, copied
+from crossover_comm.remedies.tensors import copied, from_numbers, numbers, with_zeros
 
 __all__ = ["SlowMomentum"]
 
@@ -67,12 +67,14 @@ class SlowMomentum(Remedy):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "start": by_name(self.gossip, self._start),
-            "momentum": by_name(self.gossip, self._momentum),
-            "lr": by_name(self.gossip, self._lr),
+            "has_begun": bool(self._start),
+            "start": with_zeros(self.gossip, self._start, torch.float32),
+            "momentum": with_zeros(self.gossip, self._momentum, torch.float32),
+            "lr": numbers(self.gossip, self._lr),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._start = copied(self.gossip, state["start"])
-        self._momentum = copied(self.gossip, state["momentum"])
-        self._lr = by_id(self.gossip, state["lr"])
+        only = None if state["has_begun"] else ()
+        self._start = copied(self.gossip, state["start"], only=only)
+        self._momentum = copied(self.gossip, state["momentum"], only=only)
+        self._lr = from_numbers(self.gossip, state["lr"])

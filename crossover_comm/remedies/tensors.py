@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Container, Mapping
 from typing import TypeVar
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.gossip import Gossip
 
-__all__ = ["by_id", "by_name", "copied"]
+__all__ = ["by_name", "copied", "from_numbers", "numbers", "with_zeros"]
 
 ValueT = TypeVar("ValueT")
 
@@ -21,35 +22,73 @@ def by_name(gossip: Gossip, values: Mapping[int, ValueT]) -> dict[str, ValueT]:
     return {names[key]: value for key, value in values.items()}
 
 
-def by_id(gossip: Gossip, values: Mapping[str, ValueT]) -> dict[int, ValueT]:
-    """What `by_name` gave, back.
+def with_zeros(
+    gossip: Gossip, tensors: Mapping[int, torch.Tensor], at_least: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
+    """A tensor for each gossiped parameter, by its name: zeros where `tensors` has none.
 
-    Raises:
-        InvalidArgument: A name is none of a gossiped parameter.
+    Args:
+        gossip: The model's.
+        tensors: By a parameter's id.
+        at_least: Zeros are of this type or of the parameter's, whichever is wider; None: of the
+            parameter's.
     """
-    strangers = values.keys() - gossip.named_parameters.keys()
-    if strangers:
-        raise InvalidArgument(
-            f"state: expected parameters of this model, got also {sorted(strangers)}"
-        )
-    return {id(gossip.named_parameters[name]): value for name, value in values.items()}
-
-
-def copied(gossip: Gossip, tensors: Mapping[str, torch.Tensor]) -> dict[int, torch.Tensor]:
-    """As `by_id`, each tensor a copy on its parameter's device.
-
-    Raises:
-        InvalidArgument: A name or a shape is not the model's.
-    """
-    parameters = {id(p): p for p in gossip.parameters}
     made = {}
-    for key, tensor in by_id(gossip, tensors).items():
-        p = parameters[key]
+    for name, p in gossip.named_parameters.items():
+        dtype = p.dtype if at_least is None else torch.promote_types(p.dtype, at_least)
+        known = tensors.get(id(p))
+        zeros = torch.zeros_like(p, dtype=dtype, requires_grad=False) if known is None else known
+        made[name] = zeros
+    return made
+
+
+def numbers(gossip: Gossip, values: Mapping[int, float]) -> torch.Tensor:
+    """A number for each gossiped parameter, float64 in their order: NaN where there is none."""
+    found = [values.get(id(p), math.nan) for p in gossip.parameters]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def from_numbers(gossip: Gossip, values: torch.Tensor) -> dict[int, float]:
+    """What `numbers` was given.
+
+    Raises:
+        InvalidArgument: There is not one number per parameter.
+    """
+    if values.shape != (len(gossip.parameters),):
+        raise InvalidArgument(
+            f"state: expected a number for each of {len(gossip.parameters)} parameters, got shape "
+            f"{tuple(values.shape)}"
+        )
+    found = zip(gossip.parameters, values.tolist(), strict=True)
+    return {id(p): value for p, value in found if not math.isnan(value)}
+
+
+def copied(
+    gossip: Gossip, tensors: Mapping[str, torch.Tensor], only: Container[int] | None = None
+) -> dict[int, torch.Tensor]:
+    """What `with_zeros` gave, by id, each tensor a copy on its parameter's device.
+
+    Args:
+        gossip: The model's.
+        tensors: By a parameter's name.
+        only: Ids of the parameters whose tensors count; None: all.
+
+    Raises:
+        InvalidArgument: The names or a shape are not the model's.
+    """
+    if tensors.keys() != gossip.named_parameters.keys():
+        raise InvalidArgument(
+            "state: expected tensors of this model's parameters, got also or lack "
+            f"{sorted(tensors.keys() ^ gossip.named_parameters.keys())}"
+        )
+    made = {}
+    for name, p in gossip.named_parameters.items():
+        tensor = tensors[name]
         if p.shape != tensor.shape:
-            (name,) = by_name(gossip, {key: p})
             raise InvalidArgument(
                 f"state of parameter '{name}': expected shape {tuple(p.shape)}, "
                 f"got {tuple(tensor.shape)}"
             )
-        made[key] = torch.empty_like(p, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+        if only is None or id(p) in only:
+            made[id(p)] = torch.empty_like(p, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
     return made
