@@ -3,7 +3,8 @@
     python benchmarks/netns.py --hosts 4 --rate 200mbit -- python train.py
 
 runs the command once per host, with a torchrun-style environment. Needs root and iproute2. What was
-set up is taken down at the end; names carry the process id, so that several runs do not meet.
+set up is taken down at the end; names carry the process id, so that several runs do not meet. The
+hosts use Linux's default congestion control, cubic, whatever the machine's setting.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ INTERFACE = "eth0"
 _NETWORK = "10.55.0"
 _MAX_HOSTS = 250
 _SHAPING = ("burst", "256k", "latency", "400ms")
+_CONGESTION_CONTROL = "cubic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,8 @@ def _plug_in(host: Host, bridge: str, outer: str, rate: str | None) -> None:
     _ip("-n", name, "address", "add", f"{host.address}/24", "dev", INTERFACE)
     _ip("-n", name, "link", "set", INTERFACE, "up")
     _ip("-n", name, "link", "set", "lo", "up")
+    route = ("route", "replace", f"{_NETWORK}.0/24", "dev", INTERFACE, "src", host.address)
+    _ip("-n", name, *route, "congctl", _CONGESTION_CONTROL)
     if rate is not None:
         for where in ((*host.command_prefix, "tc"), ("tc",)):
             device = outer if where == ("tc",) else INTERFACE

@@ -1,0 +1,81 @@
+"""The benchmarks' scripts run, and count and file what they measure rightly; no time is judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import memory
+import netns
+import pytest
+from hosts_run import Setting, steps_on
+from overlap import with_hidden_share
+from records import merge
+from simulated_compute import factor
+from spawn import free_port
+from step_methods import why_unavailable
+from stragglers import with_throughput
+
+METHODS = ("compute", "ddp", "crossover/backward/fp32", "crossover/none/bf16")
+
+
+def test_every_method_trains_and_sends_what_it_should() -> None:
+    reason = netns.why_unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    setting = Setting(METHODS, steps=3, blocks=2, widths=(64, 128, 64), batch_size=2)
+    with netns.shaped_hosts(2, None) as hosts:
+        rows = {row["method"]: row for row in steps_on(hosts, setting, free_port())}
+    assert tuple(rows) == METHODS
+    models = {name: row["payload_sent_bytes"] / row["model_bytes"] for name, row in rows.items()}
+    assert models == dict(zip(METHODS, (0.0, 0.0, 1.0, 0.5), strict=True))
+    assert rows["ddp"]["interface_sent_bytes"] > rows["ddp"]["model_bytes"]
+    num_recorded = 2 * setting.blocks * (setting.steps - 1)
+    assert [len(row["steps_ms"]) for row in rows.values()] == [num_recorded] * len(METHODS)
+
+
+def test_rows_of_a_second_call_replace_those_of_the_same_key(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    merge(file, [{"hosts": 2, "step_s": 1.0}, {"hosts": 4, "step_s": 2.0}], ("hosts",))
+    merge(file, [{"hosts": 4, "step_s": 3.0}, {"hosts": 8, "step_s": 4.0}], ("hosts",))
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["hosts"], row["step_s"]) for row in rows] == [(2, 1.0), (4, 3.0), (8, 4.0)]
+
+
+def test_rows_of_another_machine_are_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    merge(file, [{"hosts": 2}], ("hosts",))
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "machine": {**content["machine"], "cores": -1}}))
+    merge(file, [{"hosts": 4}], ("hosts",))
+    assert [row["hosts"] for row in json.loads(file.read_text())["rows"]] == [4]
+
+
+def test_jitter_makes_about_one_step_in_ten_longer_and_a_straggler_every_step_of_rank_0() -> None:
+    jitter = [factor("jitter", rank, step) for rank in range(8) for step in range(500)]
+    assert set(jitter) == {1.0, 1.5}
+    assert 0.08 < jitter.count(1.5) / len(jitter) < 0.12
+    assert [factor("straggler", rank, 3) for rank in range(3)] == [1.5, 1.0, 1.0]
+    assert {factor("none", rank, step) for rank in range(8) for step in range(8)} == {1.0}
+
+
+def test_hidden_share_is_0_for_mode_none_and_1_for_a_step_as_short_as_compute() -> None:
+    times = {"compute": 1.0, "crossover/none/fp32": 3.0, "crossover/backward/fp32": 1.5}
+    rows = [{"method": method, "step_s": step_s} for method, step_s in times.items()]
+    assert [row.get("hidden") for row in with_hidden_share(rows)] == [None, 0.0, 0.75]
+
+
+def test_throughput_is_a_share_of_steps_that_only_compute() -> None:
+    assert with_throughput([{"mean_step_s": 0.125}], 0.1)[0]["throughput"] == pytest.approx(0.8)
+
+
+def test_memory_targets_are_four_segments_and_one_model_in_wire_format() -> None:
+    model = memory.NUM_LAYERS * memory.SEGMENT_BYTES
+    assert model == pytest.approx(400e6, rel=0.01)
+    assert memory.target_bytes("crossover/none/fp32") == model // 4
+    assert memory.target_bytes("crossover/backward/bf16") == model // 4 + model // 2
+
+
+def test_a_method_that_this_version_does_not_know_says_so() -> None:
+    assert why_unavailable("compute") is None
+    assert "sideways" in str(why_unavailable("crossover/sideways/fp32"))
