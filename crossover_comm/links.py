@@ -27,6 +27,7 @@ __all__ = ["Endpoint", "Link", "connect_all", "listen"]
 
 _HANDSHAKE_TIMEOUT_S = 5.0
 _MAX_HANDSHAKES = 128
+_RETRY_S = 0.2
 _BACKLOG = 1024
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -196,7 +197,7 @@ class _Setup:
     async def _connect(self, peer: int) -> None:
         endpoint = self._targets[peer]
         try:
-            self._links[peer] = await self._introduce(peer, endpoint)
+            self._links[peer] = await self._introduce_patiently(peer, endpoint)
         except HandshakeError as error:
             how = "refused this rank" if error.by_peer else "was refused by this rank"
             raise TransportError(f"rank {peer} at {endpoint} {how}: {error}") from None
@@ -204,6 +205,15 @@ class _Setup:
             raise TransportError(
                 f"no connection to rank {peer} at {endpoint}: {_reason(error)}"
             ) from error
+
+    async def _introduce_patiently(self, peer: int, endpoint: Endpoint) -> Link:
+        """Tries again if the peer hangs up without a word: on a busy machine a handshake can take
+        longer than it listens to. One that listens no more refuses the next connection."""
+        while True:
+            try:
+                return await self._introduce(peer, endpoint)
+            except (EOFError, ConnectionResetError, BrokenPipeError):
+                await asyncio.sleep(_RETRY_S)
 
     async def _introduce(self, peer: int, endpoint: Endpoint) -> Link:
         loop = asyncio.get_running_loop()

@@ -131,6 +131,18 @@ def test_a_silent_client_delays_nobody() -> None:
         assert set(links.result()) == {1}
 
 
+def test_a_peer_that_hangs_up_without_a_word_is_tried_again() -> None:
+    listener, endpoint = listen(Endpoint("127.0.0.1", -1))
+    with listener, ThreadPoolExecutor(2) as pool:
+        mine = pool.submit(connect, ONE, endpoint)
+        listener.setblocking(True)
+        listener.accept()[0].close()
+        listener.setblocking(False)
+        theirs = pool.submit(connect_all, ZERO, [listener], frozenset({1}), {}, LONG_S)
+        mine.result().close()
+        theirs.result()[1].close()
+
+
 def test_a_client_that_stops_in_the_middle_delays_nobody() -> None:
     with (
         rank_0_expecting({1}) as (endpoint, links),
