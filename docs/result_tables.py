@@ -117,6 +117,29 @@ def _loss(row: Row) -> str:
     return estimate(row, "loss").text(3)
 
 
+def processes(results: Results) -> str:
+    """Real processes beside the simulation of the same seeds; all-reduce by 8 processes."""
+    lines = []
+    for row in results["processes"]:
+        (reference,) = select(results["processes"], task=row["task"], label=ALL_REDUCE)
+        is_reference = row is reference
+        simulated = {**row, "outcomes": row["simulated"]}
+        lines.append(
+            [
+                row["task"],
+                row["label"],
+                row["workers"],
+                len(row["outcomes"]),
+                estimate(row).text(),
+                estimate(simulated).text(),
+                "" if is_reference else difference(row, reference).text(sign="+"),
+                "" if is_reference else difference(row, reference, "loss").text(3, "+"),
+            ]
+        )
+    header = ["task", "method", "processes", "seeds", "accuracy (%)", "simulated (%)"]
+    return markdown([*header, "- all-reduce", "loss - all-reduce"], sorted(lines, key=str))
+
+
 def consensus(results: Results) -> str:
     """Steady-state distance, expected and measured."""
     lines = []
@@ -149,6 +172,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "validation": partial(parity, study="validation", task="digits"),
     "parity-digits": partial(parity, study="parity", task="digits"),
     "parity-characters": partial(parity, study="parity", task="characters"),
+    "processes": processes,
     "consensus": consensus,
     "time": step_times,
 }

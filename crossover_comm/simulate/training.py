@@ -17,7 +17,7 @@ from crossover_comm.simulate.rules import Stepper
 from crossover_comm.simulate.tasks import Data, Task
 from crossover_comm.topology import topology_from
 
-__all__ = ["Outcome", "train"]
+__all__ = ["Batches", "Outcome", "train"]
 
 _JUDGED_WORKERS = 8
 """Local models that are evaluated, evenly chosen."""
@@ -79,7 +79,7 @@ def train(
     data = task.data(seed).to(torch_device)
     mixer = _mixer(method, replicas, seed)
     stepper = Stepper(method, recipe, replicas.x, mixer, replicas.tensors)
-    batches = _Batches(len(data.inputs), recipe.global_batch, replicas_count, seed)
+    batches = Batches(len(data.inputs), recipe.global_batch, replicas_count, seed)
     distances, losses = [], []
     for step in range(recipe.steps):
         chosen = batches.next().to(torch_device)
@@ -92,7 +92,7 @@ def train(
     return _outcome(replicas, data, torch.stack(losses), distances, sent)
 
 
-class _Batches:
+class Batches:
     """Global batches without replacement, in an order drawn anew for each epoch."""
 
     def __init__(self, num_examples: int, global_batch: int, workers: int, seed: int) -> None:
