@@ -3,43 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any, Final
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from crossover_comm.collectives import broadcast_parameters
 from crossover_comm.config import GossipConfig, resolve
 from crossover_comm.context import Context
+from crossover_comm.ddp_arguments import (
+    ABSENT,
+    gossip_for,
+    ignore,
+    ignored_names,
+    require_delay,
+    require_supported,
+    warn_of_check_reduction,
+    without,
+)
 from crossover_comm.errors import InvalidArgument
-from crossover_comm.hooks import attach, joined_context, own_context
+from crossover_comm.hooks import RoundHooks, attach, joined_context, own_context
 from crossover_comm.inputs import input_device, moved
 from crossover_comm.resume import lone_state, require_lone_state
 from crossover_comm.segments import trainable_parameters
 
 __all__ = ["DistributedDataParallel"]
-
-NO_GRADIENTS = "gradients are not exchanged"
-RANKS = "the ranks are those of crossover_comm.init()"
-SEGMENTS = "use gossip=GossipConfig(segments=<bytes>)"
-
-REFUSED: Final[dict[str, tuple[object, str]]] = {
-    "dim": (0, "inputs are not scattered: each process trains one replica"),
-    "process_group": (None, RANKS),
-    "device_mesh": (None, RANKS),
-    "bucket_cap_mb": (None, SEGMENTS),
-    "bucket_cap_mb_list": (None, SEGMENTS),
-    "check_reduction": (False, NO_GRADIENTS),
-    "gradient_as_bucket_view": (False, NO_GRADIENTS),
-    "delay_all_reduce_named_params": (None, NO_GRADIENTS),
-    "param_to_hook_all_reduce": (None, NO_GRADIENTS),
-    "skip_all_reduce_unused_params": (False, NO_GRADIENTS),
-    "batched_grad_copy": (False, NO_GRADIENTS),
-    "mixed_precision": (None, "use torch.autocast"),
-    "forward_sync_buffers": (None, "buffers stay local after the start"),
-}
-"""torch's arguments that must keep torch's default, the default, and why."""
 
 
 class DistributedDataParallel(nn.Module):
@@ -47,22 +38,36 @@ class DistributedDataParallel(nn.Module):
 
     Gradients stay local. Parameters move between ranks in rounds as ``GossipConfig.overlap`` says,
     by default ``"backward"``. With one rank nothing is registered: the wrapper only passes on.
+    docs/ddp-compatibility.md has every argument, method and feature of torch's DDP and its meaning.
 
     Wrapping is a collective call: every rank wraps the same models in the same order. ``init()`` is
     called first if it was not.
+
+    A copy (``copy.deepcopy``, pickle) is at rest: it holds the same values, evaluates, and does not
+    gossip. In training mode its first recorded forward wraps it again, a collective call.
 
     Args:
         module: The replica, on the CPU or on one GPU.
         device_ids: None, or the module's GPU in a list of one: inputs are then moved there.
         output_device: None, or the module's GPU.
+        dim: Any value works: a replica has one device, so that inputs are not split.
         broadcast_buffers: Whether buffers too are broadcast from rank 0 here; True by default. They
             are local afterwards: each replica's batch norm follows its own data.
         init_sync: Whether parameters and buffers are broadcast from rank 0 here.
+        bucket_cap_mb: MiB that a segment has at most; None: as `gossip` says.
         find_unused_parameters: Any value works: a parameter is exchanged whether used or not.
+        check_reduction: Without a meaning, as in torch.
+        gradient_as_bucket_view: Any value works: gradients are not copied into buckets.
         static_graph: Any value works.
+        delay_all_reduce_named_params: With `param_to_hook_all_reduce`; parameter gossip knows no
+            all-reduce to delay. With groups, only with ``overlap="none"``.
+        batched_grad_copy: Any value works: gradients are not copied into buckets.
+        forward_sync_buffers: As `broadcast_buffers`, but buffers are always broadcast here.
         gossip: A preset's name or a :class:`GossipConfig`; ``"crossover"`` by default.
         context: The rank's context if it is not the process's own; `init_sync` is False then.
-        **others: The other arguments of torch's DDP, refused unless they have torch's default.
+
+    The remaining arguments of torch's DDP are refused unless they have torch's default; the message
+    says what to use.
 
     Raises:
         InvalidArgument: For an argument that is not supported, a parameter that cannot be
@@ -72,43 +77,73 @@ class DistributedDataParallel(nn.Module):
     def __init__(
         self,
         module: nn.Module,
-        device_ids: object = None,
-        output_device: object = None,
-        dim: object = 0,
+        device_ids: Any = None,
+        output_device: Any = None,
+        dim: int = 0,
         broadcast_buffers: bool | None = None,
         init_sync: bool = True,
         process_group: object = None,
-        bucket_cap_mb: object = None,
+        bucket_cap_mb: float | None = None,
         find_unused_parameters: bool = False,
-        check_reduction: object = False,
-        gradient_as_bucket_view: object = False,
+        check_reduction: bool = False,
+        gradient_as_bucket_view: bool = False,
         static_graph: bool = False,
+        delay_all_reduce_named_params: object = None,
+        param_to_hook_all_reduce: object = None,
+        mixed_precision: object = None,
+        device_mesh: object = None,
+        skip_all_reduce_unused_params: bool = False,
+        bucket_cap_mb_list: object = None,
+        batched_grad_copy: bool = False,
+        forward_sync_buffers: bool | None = None,
         *,
         gossip: str | GossipConfig | None = None,
         context: Context | None = None,
-        **others: object,
     ) -> None:
         super().__init__()
-        _require_defaults(
-            dim=dim,
+        require_supported(
             process_group=process_group,
-            bucket_cap_mb=bucket_cap_mb,
-            check_reduction=check_reduction,
-            gradient_as_bucket_view=gradient_as_bucket_view,
-            **others,
+            device_mesh=device_mesh,
+            bucket_cap_mb_list=bucket_cap_mb_list,
+            skip_all_reduce_unused_params=skip_all_reduce_unused_params,
+            mixed_precision=mixed_precision,
         )
-        config = resolve(gossip)
-        parameters = trainable_parameters(module)
+        warn_of_check_reduction(check_reduction)
+        self._config = gossip_for(resolve(gossip), bucket_cap_mb)
+        require_delay(self._config, delay_all_reduce_named_params, param_to_hook_all_reduce)
         if init_sync and context not in (None, joined_context()):
             raise InvalidArgument("init_sync: expected False with a context of the caller's own")
         self.module = module
+        self.parameters_to_ignore = ignored_names(module)
+        parameters = self._gossiped_parameters()
         self._input_device = input_device(device_ids, output_device, parameters)
-        self._hooks = attach(context or own_context(), module, parameters, config, "backward")
+        self.device = next(iter(parameters.values())).device
+        self.device_type = self.device.type
+        self.is_multi_device_module = False
+        self.device_ids = None if self._input_device is None else [self._input_device.index]
+        self.output_device = None if self._input_device is None else self._input_device.index
+        self.dim = dim
+        self.find_unused_parameters = find_unused_parameters
+        self.gradient_as_bucket_view = gradient_as_bucket_view
+        self.batched_grad_copy = batched_grad_copy
+        self.static_graph = static_graph
+        self.mixed_precision = None
+        self.logger = None
+        self.require_forward_param_sync = True
+        broadcasts = broadcast_buffers is not False if forward_sync_buffers is None else True
+        self.forward_sync_buffers = (
+            broadcasts if forward_sync_buffers is None else forward_sync_buffers
+        )
+        self._synced = True
+        self._hooks: RoundHooks | None = None
+        self._context: Context | None = context or own_context()
+        self._wrap()
         if init_sync:
-            with_buffers = broadcast_buffers is not False
-            broadcast_parameters(module if with_buffers else module.named_parameters())
+            self._broadcast(with_buffers=broadcasts)
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        if self._is_at_rest and self.training and torch.is_grad_enabled():
+            self._wrap()
         hooks = self._hooks
         if hooks is not None and not hooks.awaits_in_forward:
             hooks.forward_begins()
@@ -120,13 +155,19 @@ class DistributedDataParallel(nn.Module):
             hooks.gradients.watch(outputs)
         return outputs
 
-    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
         """Forwards inside, and their backwards, accumulate gradients without a round of their own.
 
         As with torch's DDP the forward must be inside. In mode ``"backward"`` a step still ends
         the round that the first forward has opened.
         """
-        return contextlib.nullcontext() if self._hooks is None else self._hooks.no_sync()
+        before = self.require_backward_grad_sync
+        self.require_backward_grad_sync = False
+        try:
+            yield
+        finally:
+            self.require_backward_grad_sync = before
 
     def gossip_state_dict(self) -> dict[str, Any]:
         """Where gossip stands: with parameters, buffers and the optimizer's state all that a
@@ -163,13 +204,96 @@ class DistributedDataParallel(nn.Module):
         else:
             self._hooks.load_state_dict(state, optimizer)
 
+    @property
+    def require_backward_grad_sync(self) -> bool:
+        """Whether the next forward and its backward count for a round; ``no_sync`` clears it."""
+        return self._synced
 
-def _require_defaults(**arguments: object) -> None:
-    for name, value in arguments.items():
-        if name not in REFUSED:
-            raise TypeError(f"DistributedDataParallel: unexpected argument '{name}'")
-        default, reason = REFUSED[name]
-        if value is not default and value != default:
-            raise InvalidArgument(
-                f"{name}: expected {default!r}, got {value!r}: not supported yet; {reason}"
-            )
+    @require_backward_grad_sync.setter
+    def require_backward_grad_sync(self, synced: bool) -> None:
+        self._synced = synced
+        if self._hooks is not None:
+            self._hooks.synced = synced
+
+    @property
+    def broadcast_buffers(self) -> bool:
+        """The same as `forward_sync_buffers`, under torch's older name."""
+        return self.forward_sync_buffers
+
+    @broadcast_buffers.setter
+    def broadcast_buffers(self, value: bool) -> None:
+        self.forward_sync_buffers = value
+
+    @staticmethod
+    def _set_params_and_buffers_to_ignore_for_model(
+        module: nn.Module, params_and_buffers_to_ignore: Any
+    ) -> None:
+        """Leaves parameters and buffers of these names out of everything; before wrapping."""
+        module._ddp_params_and_buffers_to_ignore = params_and_buffers_to_ignore
+        ignore(module, frozenset(params_and_buffers_to_ignore))
+
+    @staticmethod
+    def _get_data_parallel_params(module: nn.Module, named_params: bool = False) -> Iterator[Any]:
+        """The parameters that are not ignored, or pairs of name and parameter."""
+        for name, p in module.named_parameters():
+            if not hasattr(p, "_ddp_ignored"):
+                yield (name, p) if named_params else p
+
+    def _set_static_graph(self) -> None:
+        """As the constructor's `static_graph`."""
+        self.static_graph = True
+
+    def _get_ddp_logging_data(self) -> dict[str, Any]:
+        """What is gossiped and how, under torch's keys where it has them."""
+        launch = (self._context or own_context()).launch
+        parameters = self._gossiped_parameters()
+        return {
+            "world_size": launch.size,
+            "rank": launch.rank,
+            "module_name": type(self.module).__name__,
+            "backend_name": "crossover",
+            "device_ids": str(self.device_ids or ""),
+            "broadcast_buffers": int(self.forward_sync_buffers),
+            "find_unused_parameters": int(self.find_unused_parameters),
+            "gradient_as_bucket_view": int(self.gradient_as_bucket_view),
+            "static_graph": int(self.static_graph),
+            "num_parameter_tensors": len(parameters),
+            "total_parameter_size_bytes": sum(p.nbytes for p in parameters.values()),
+            "gossip": self._config.describe(),
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ABSENT:
+            raise AttributeError(f"DistributedDataParallel has no '{name}': {ABSENT[name]}")
+        return super().__getattr__(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hooks": None, "_context": None, "_is_at_rest": True}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DistributedDataParallel:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
+        twin._context = self._context
+        return twin
+
+    def _wrap(self) -> None:
+        """Gossips the module from now on. A collective call."""
+        ignore(self.module, self.parameters_to_ignore)
+        self._context = self._context or own_context()
+        parameters = self._gossiped_parameters()
+        self._hooks = attach(self._context, self.module, parameters, self._config, "backward")
+        self._is_at_rest = False
+        self.require_backward_grad_sync = self._synced
+
+    def _gossiped_parameters(self) -> dict[str, nn.Parameter]:
+        names = without(self.parameters_to_ignore, self.module.named_parameters())
+        return trainable_parameters(
+            self.module, only=names.values() if self.parameters_to_ignore else None
+        )
+
+    def _broadcast(self, *, with_buffers: bool) -> None:
+        tensors: list[tuple[str, torch.Tensor]] = [*self.module.named_parameters()]
+        if with_buffers:
+            tensors += self.module.named_buffers()
+        broadcast_parameters(without(self.parameters_to_ignore, tensors))

@@ -48,6 +48,9 @@ class RoundHooks:
         config: How.
         overlap: The mode, `config`'s or the wrapper's default.
 
+    Attributes:
+        synced: Whether forwards now, and their backwards, count for a round: ``no_sync`` clears it.
+
     Raises:
         InvalidArgument: If a parameter is gossiped already or cannot be, or the ranks differ.
     """
@@ -84,7 +87,7 @@ class RoundHooks:
             self.gossip, self.gradients, self._rule, self._awaited, self._remedies
         )
         self._stepping: set[int] = set()
-        self._synced = True
+        self.synced = True
         self._known = {id(p) for p in self.gossip.parameters}
         self._foreign: set[int] = set()
         self.forward_begins = torch.compiler.disable(_forward_event(weakref.ref(self)))
@@ -106,12 +109,12 @@ class RoundHooks:
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
         """Backwards of forwards inside count for no round, as with DDP's ``no_sync``."""
-        before = self._synced
-        self._synced = False
+        before = self.synced
+        self.synced = False
         try:
             yield
         finally:
-            self._synced = before
+            self.synced = before
 
     def synchronize(self) -> None:
         """Closes the open round; runs the one that a skipped step has left owing."""
@@ -137,10 +140,10 @@ class RoundHooks:
         if grad_enabled and not recomputing:
             self._awaited.round_begins()
         if self.gradients is not None:
-            self.gradients.forward_seen(grad_enabled, synced=self._synced, recomputing=recomputing)
+            self.gradients.forward_seen(grad_enabled, synced=self.synced, recomputing=recomputing)
         self._do(
             self._rule.forward(
-                grad_enabled=grad_enabled, synced=self._synced, recomputing=recomputing
+                grad_enabled=grad_enabled, synced=self.synced, recomputing=recomputing
             )
         )
 
@@ -155,9 +158,9 @@ class RoundHooks:
 
     def gradient_seen(self, parameter: torch.Tensor) -> None:
         """Called when a gradient has been accumulated, from whichever thread runs the backward."""
-        self._rule.backward(synced=self._synced)
+        self._rule.backward(synced=self.synced)
         if self.gradients is not None:
-            self.gradients.gradient_seen(parameter, synced=self._synced)
+            self.gradients.gradient_seen(parameter, synced=self.synced)
 
     def step_begins(self, optimizer: Optimizer, *, closure: bool) -> None:
         """Called before any optimizer steps."""
@@ -238,7 +241,8 @@ class RoundHooks:
         names = {id(p): name for name, p in self.gossip.model.named_parameters()}
         for stranger in strangers:
             name = names.get(id(stranger))
-            if name is None or not (ours or self.gossip.has(name)):
+            is_ignored = hasattr(stranger, "_ddp_ignored")
+            if name is None or is_ignored or not (ours or self.gossip.has(name)):
                 continue
             self.gossip.fail(
                 f"parameter '{name}': expected the one that was in the model and trainable when it "

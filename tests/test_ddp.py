@@ -20,7 +20,8 @@ from torch.optim import optimizer as torch_optimizer
 
 from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.context import Context
-from crossover_comm.ddp import REFUSED, DistributedDataParallel
+from crossover_comm.ddp import DistributedDataParallel
+from crossover_comm.ddp_arguments import REFUSED
 from crossover_comm.errors import CrossoverError, InvalidArgument
 from crossover_comm.hooks import synchronize
 
@@ -47,9 +48,12 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         ({"device_ids": [0, 1]}, "device_ids: expected None or one device, got [0, 1]"),
         ({"device_ids": [0]}, "whose parameter '0.weight' is on cpu, got cuda:0"),
         ({"output_device": "cuda:1"}, "output_device: expected the device of the module"),
-        ({"dim": 1}, "dim: expected 0, got 1: not supported yet"),
-        ({"bucket_cap_mb": 25}, "use gossip=GossipConfig(segments=<bytes>)"),
-        ({"mixed_precision": "bf16"}, "use torch.autocast"),
+        ({"bucket_cap_mb": 0}, "bucket_cap_mb: expected a number of MiB > 0, got 0"),
+        ({"bucket_cap_mb": 1, "gossip": GossipConfig(segments=9)}, "expected None beside gossip="),
+        ({"bucket_cap_mb_list": [1, 2]}, "use bucket_cap_mb=<MiB>"),
+        ({"skip_all_reduce_unused_params": True}, "leave parameters out by _set_params"),
+        ({"mixed_precision": "bf16"}, "torch.autocast"),
+        ({"param_to_hook_all_reduce": 1}, "expected both or neither"),
         ({"gossip": "unknown"}, "gossip: expected one of the presets"),
     ],
 )
@@ -61,24 +65,35 @@ def test_what_is_not_supported_is_refused_with_the_reason(
 
 
 def test_an_argument_that_torch_does_not_have_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="unexpected argument 'bucket_cap'"):
-        DistributedDataParallel(mlp(4, 3), context=lone_rank(), init_sync=False, bucket_cap=1)
+    wrong: dict[str, Any] = {"bucket_cap": 1}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'bucket_cap'"):
+        DistributedDataParallel(mlp(4, 3), context=lone_rank(), init_sync=False, **wrong)
 
 
 def test_every_argument_of_torch_is_known_with_its_default() -> None:
     theirs = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     ours = inspect.signature(DistributedDataParallel).parameters
+    assert list(ours)[: len(theirs)] == list(theirs)
     for name, parameter in theirs.items():
-        assert name in ours or name in REFUSED
-        if parameter.default is not inspect.Parameter.empty:
-            known = ours[name].default if name in ours else REFUSED[name][0]
-            assert known == parameter.default, name
+        assert ours[name].default == parameter.default, name
+        assert name not in REFUSED or REFUSED[name][0] == parameter.default
 
 
-@pytest.mark.parametrize("name", ["find_unused_parameters", "static_graph"])
-def test_hints_about_the_graph_are_taken(name: str) -> None:
-    hints: dict[str, Any] = {name: True}
-    DistributedDataParallel(mlp(4, 3), context=lone_rank(), init_sync=False, **hints)
+@pytest.mark.parametrize(
+    "hint",
+    [
+        {"find_unused_parameters": True},
+        {"static_graph": True},
+        {"gradient_as_bucket_view": True},
+        {"batched_grad_copy": True},
+        {"dim": 1},
+    ],
+    ids=str,
+)
+def test_a_hint_is_taken_and_shown(hint: dict[str, Any]) -> None:
+    ddp = DistributedDataParallel(mlp(4, 3), context=lone_rank(), init_sync=False, **hint)
+    for name, value in hint.items():
+        assert getattr(ddp, name) == value
 
 
 def test_a_module_without_trainable_parameters_is_refused() -> None:
@@ -124,16 +139,6 @@ def test_no_sync_ends_with_its_block_also_by_an_exception() -> None:
             raise KeyError
         step(ddp, torch.optim.SGD(ddp.parameters(), lr=0.1))
         assert context.engine.round(0, 0) == 1
-
-    run_ranks(2, work)
-
-
-def test_the_wrapper_says_how_to_copy_and_pickle_it() -> None:
-    def work(context: Context) -> None:
-        ddp = wrap(context)
-        for attempt in (copy.deepcopy, pickle.dumps):
-            with pytest.raises(InvalidArgument, match=r"copy or save its \.module"):
-                attempt(ddp)
 
     run_ranks(2, work)
 

@@ -1,0 +1,244 @@
+"""What each argument, method and feature of torch's DistributedDataParallel means under gossip.
+
+The table of docs/ddp-compatibility.md is made of these rows.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+__all__ = ["FEATURES", "Feature"]
+
+
+class Feature(NamedTuple):
+    """One row. `test` is ``file.py::function`` below tests/."""
+
+    name: str
+    kind: Literal["argument", "method", "attribute", "feature", "tool"]
+    meaning: str
+    test: str
+
+
+_HINT = "test_ddp.py::test_a_hint_is_taken_and_shown"
+_REFUSED = "test_ddp.py::test_what_is_not_supported_is_refused_with_the_reason"
+_PLAIN = "test_ddp_surface.py::test_plain_attributes_are_those_of_torchs_wrapper"
+
+ARGUMENTS: Final = [
+    Feature(
+        "module",
+        "argument",
+        "The replica. It need not be equal to the others: gossip keeps replicas close, not equal; "
+        "preset `allreduce` keeps them equal.",
+        "test_semantics.py::test_the_wrapped_model_trains_as_the_dense_reference",
+    ),
+    Feature(
+        "device_ids",
+        "argument",
+        "None or the module's one GPU: inputs are moved there.",
+        _REFUSED,
+    ),
+    Feature("output_device", "argument", "None or the module's one GPU.", _REFUSED),
+    Feature("dim", "argument", "Any value: a replica has one device, nothing is split.", _HINT),
+    Feature(
+        "broadcast_buffers",
+        "argument",
+        "Whether buffers are broadcast from rank 0 at the start. Replicas differ under gossip, so "
+        "that each keeps the statistics of its own parameters afterwards.",
+        "test_ddp_surface.py::test_the_newer_name_of_an_argument_wins",
+    ),
+    Feature(
+        "forward_sync_buffers",
+        "argument",
+        "As `broadcast_buffers`, but the broadcast at the start always takes place.",
+        "test_ddp_surface.py::test_the_newer_name_of_an_argument_wins",
+    ),
+    Feature(
+        "init_sync",
+        "argument",
+        "Whether parameters and buffers are broadcast from rank 0 at the start.",
+        "test_collectives.py::test_broadcast_parameters_makes_models_equal_bit_for_bit",
+    ),
+    Feature("process_group", "argument", "Not yet: the ranks are those of `init()`.", _REFUSED),
+    Feature("device_mesh", "argument", "Not yet: the ranks are those of `init()`.", _REFUSED),
+    Feature(
+        "bucket_cap_mb",
+        "argument",
+        "Segments of at most so many MiB. None: cut along the model's blocks.",
+        "test_ddp_surface.py::test_a_bucket_size_becomes_that_of_segments",
+    ),
+    Feature("bucket_cap_mb_list", "argument", "Refused: segments have one size.", _REFUSED),
+    Feature(
+        "find_unused_parameters",
+        "argument",
+        "Any value: a parameter is exchanged whether it is used or not.",
+        "test_transparency.py::test_gradients_after_closed_rounds_are_those_of_the_plain_model",
+    ),
+    Feature(
+        "check_reduction",
+        "argument",
+        "No meaning, in torch neither; the same warning.",
+        "test_ddp_surface.py::test_a_deprecated_argument_warns_as_torchs_does",
+    ),
+    Feature(
+        "gradient_as_bucket_view",
+        "argument",
+        "Any value: there are no buckets. Preset `allreduce` averages `p.grad` in place, so the "
+        "memory it saves in torch is not spent.",
+        _HINT,
+    ),
+    Feature("static_graph", "argument", "Any value: no graph is analysed.", _HINT),
+    Feature(
+        "delay_all_reduce_named_params",
+        "argument",
+        "Both or neither of this and the next. Parameter gossip knows no all-reduce to delay. With "
+        'groups (preset `allreduce`) only with `overlap="none"`, which averages at the end.',
+        "test_ddp_surface.py::test_delayed_reductions_are_taken_where_nothing_is_reduced_in_backward",
+    ),
+    Feature(
+        "param_to_hook_all_reduce",
+        "argument",
+        "See the line above.",
+        "test_ddp_surface.py::test_delayed_reductions_are_taken_where_nothing_is_reduced_in_backward",
+    ),
+    Feature(
+        "mixed_precision",
+        "argument",
+        'Refused: `torch.autocast` to compute, `GossipConfig(wire="bf16")` to send.',
+        _REFUSED,
+    ),
+    Feature(
+        "skip_all_reduce_unused_params",
+        "argument",
+        "Refused: unused parameters are exchanged, so that no rank need know which these are.",
+        _REFUSED,
+    ),
+    Feature("batched_grad_copy", "argument", "Any value: gradients are not copied.", _HINT),
+]
+
+METHODS: Final = [
+    Feature(
+        "no_sync",
+        "method",
+        "Forwards inside and their backwards count for no round of their own.",
+        "test_semantics.py::test_accumulation_under_no_sync_is_one_round_a_step",
+    ),
+    Feature(
+        "train",
+        "method",
+        "Reaches the module, as `eval` does.",
+        "test_ddp.py::test_train_and_eval_reach_the_module",
+    ),
+    Feature(
+        "_set_params_and_buffers_to_ignore_for_model",
+        "method",
+        "These are neither broadcast nor exchanged.",
+        "test_ddp_surface.py::test_ignored_parameters_are_stepped_and_not_exchanged",
+    ),
+    Feature(
+        "_get_data_parallel_params",
+        "method",
+        "The parameters that are not ignored.",
+        "test_ddp_surface.py::test_names_to_ignore_may_be_set_on_the_module_itself",
+    ),
+    Feature("_set_static_graph", "method", "As the argument.", _PLAIN),
+    Feature(
+        "_get_ddp_logging_data",
+        "method",
+        "torch's keys where they have a meaning, and the gossip configuration.",
+        "test_ddp_surface.py::test_logging_data_has_torchs_keys_and_the_configuration",
+    ),
+    Feature(
+        "scatter, gather, to_kwargs",
+        "method",
+        "Absent: a process trains one replica on one device. The error says so.",
+        "test_ddp_surface.py::test_a_member_without_counterpart_says_why",
+    ),
+]
+
+ATTRIBUTES: Final = [
+    Feature(
+        "module",
+        "attribute",
+        "The replica.",
+        "test_ddp.py::test_names_of_the_state_have_the_prefix_of_torchs_wrapper",
+    ),
+    Feature(
+        "require_backward_grad_sync",
+        "attribute",
+        "May be set: False is what `no_sync` sets.",
+        "test_ddp_surface.py::test_clearing_the_sync_flag_by_hand_is_no_sync",
+    ),
+    Feature("device, device_type, device_ids, output_device", "attribute", "As torch's.", _PLAIN),
+    Feature("logger", "attribute", "None.", _PLAIN),
+    Feature(
+        "parameters_to_ignore",
+        "attribute",
+        "The names to ignore.",
+        "test_ddp_surface.py::test_names_to_ignore_may_be_set_on_the_module_itself",
+    ),
+    Feature(
+        "reducer",
+        "attribute",
+        "Absent: there are segments of parameters, no buckets of gradients. The error says so.",
+        "test_ddp_surface.py::test_a_member_without_counterpart_says_why",
+    ),
+]
+
+GENERAL: Final = [
+    Feature(
+        "state_dict, load_state_dict",
+        "feature",
+        "The same names as torch's wrapper (`module.`): interchangeable in both directions.",
+        "test_ddp_surface.py::test_a_state_of_torchs_wrapper_can_be_loaded_and_the_other_way_round",
+    ),
+    Feature(
+        "copy.deepcopy, pickle",
+        "feature",
+        "A copy holds the values, evaluates, and gossips from its first recorded forward in "
+        "training mode on, which is a collective call.",
+        "test_ddp_surface.py::test_a_copy_of_the_wrapper_holds_the_same_values_and_is_at_rest",
+    ),
+    Feature(
+        "several wrapped models",
+        "feature",
+        "Each has rounds of its own.",
+        "test_semantics.py::test_two_wrapped_models_of_a_gan_train_as_the_dense_reference",
+    ),
+    Feature(
+        "several optimizers of one model",
+        "feature",
+        "Their steps belong to one round: it comes before the first in mode `backward`, after the "
+        "last in the others.",
+        "test_semantics.py::test_two_optimizers_of_one_model_train_as_the_dense_reference",
+    ),
+]
+
+TOOLS: Final = [
+    Feature(
+        "torch.optim.swa_utils.AveragedModel",
+        "tool",
+        "Over the wrapper or its module; the average is local to the rank.",
+        "test_ddp_surface.py::test_an_averaged_model_follows_the_wrapper_or_its_module",
+    ),
+    Feature(
+        "torch.amp.GradScaler",
+        "tool",
+        "An overflow on one rank skips that rank's step; its round takes place. In preset "
+        "`allreduce` every rank skips.",
+        "test_semantics.py::test_an_overflow_on_one_rank_skips_its_step_and_no_round",
+    ),
+    Feature(
+        "torch.utils.checkpoint",
+        "tool",
+        "Both variants; a recomputed forward is no round.",
+        "test_transparency.py::test_gradients_after_closed_rounds_are_those_of_the_plain_model",
+    ),
+    Feature(
+        "torch.compile",
+        "tool",
+        "Inside or outside the wrapper, with every mode.",
+        "test_compiled.py::test_compiling_inside_or_outside_the_wrapper_trains_alike",
+    ),
+]
+
+FEATURES: Final = [*ARGUMENTS, *METHODS, *ATTRIBUTES, *GENERAL, *TOOLS]
