@@ -45,6 +45,10 @@ def table_schedule(
 ) -> PeerSchedule: ...
 def repeated_schedule(inner: Schedule, rounds_per_step: int) -> Schedule: ...
 def exact_average_schedule(inner: Schedule, every: int, first: int) -> Schedule: ...
+def among_members_schedule(inner: Schedule, members: Sequence[int], size: int) -> Schedule:
+    """`inner` among some ranks of a job: rank members[i] takes the part of rank i, the others are
+    idle."""
+
 def group_average_schedule(groups: Sequence[Sequence[int]], through_root: bool) -> Schedule:
     """Every group's exact average, equal bit for bit on its members. `through_root`: the first
     member of a group carries all of it, else each an equal slice."""
@@ -115,6 +119,9 @@ class Device:
 class TransportLayer:
     """Handed to an Engine, which then owns it; made by crossover_comm._cuda."""
 
+FIRST_CHOSEN_PLAN: int
+"""Ids of plans that not every rank adds start here."""
+
 class Engine:
     """The progress thread and all plans of this process.
 
@@ -145,9 +152,11 @@ class Engine:
         first_round: int,
         device: Device | None = None,
         raise_on_non_finite: bool | None = None,
+        id: int | None = None,
     ) -> int:
         """`device`: where the tensors live; None: in host memory. `raise_on_non_finite`: for this
-        plan alone; None: as the engine was told."""
+        plan alone; None: as the engine was told. `id`: FIRST_CHOSEN_PLAN or more and unused, the
+        same on all ranks that exchange; None: the next, for plans that every rank adds."""
     def remove_plan(self, plan: int) -> None:
         """Drops a plan, open or not. When it returns nothing reads its tensors any more."""
     def open_round(self, plan: int, addresses: Sequence[int], stream: int = 0) -> None:

@@ -190,6 +190,7 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("wire_bytes", &SegmentPlan::wire_bytes);
   py::class_<Device, std::shared_ptr<Device>>(m, "Device");
   py::class_<PythonTransportLayer>(m, "TransportLayer");
+  m.attr("FIRST_CHOSEN_PLAN") = kFirstChosenPlan;
   py::class_<PythonEngine>(m, "Engine")
       .def(py::init(&make_engine), py::kw_only(), "rank"_a, "size"_a, "pipes"_a, "timeout_s"_a,
            "stall_timeout_s"_a, "stall_warning_s"_a, "raise_on_non_finite"_a, "event_capacity"_a,
@@ -206,14 +207,15 @@ void bind_engine(py::module_& m) {
           "add_plan",
           [](PythonEngine& self, const SegmentPlan& plan, const std::shared_ptr<Schedule>& schedule,
              uint64_t first_round, std::shared_ptr<Device> device,
-             std::optional<bool> raise_on_non_finite) {
+             std::optional<bool> raise_on_non_finite, std::optional<uint32_t> id) {
             std::optional<NonFinitePolicy> policy;
             if (raise_on_non_finite) policy = non_finite_policy(*raise_on_non_finite);
-            return self.engine().add_plan(
-                plan, schedule, device ? std::move(device) : host_device(), first_round, policy);
+            return self.engine().add_plan(plan, schedule,
+                                          device ? std::move(device) : host_device(), first_round,
+                                          policy, id);
           },
           "plan"_a, "schedule"_a, "first_round"_a, "device"_a = nullptr,
-          "raise_on_non_finite"_a = py::none())
+          "raise_on_non_finite"_a = py::none(), "id"_a = py::none())
       .def(
           "remove_plan", [](PythonEngine& self, uint32_t plan) { self.engine().remove_plan(plan); },
           "plan"_a)

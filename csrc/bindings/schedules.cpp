@@ -157,6 +157,12 @@ void bind_schedules(py::module_& m) {
         return std::shared_ptr<Schedule>(exact_average_schedule(inner, every, first));
       },
       "inner"_a, "every"_a, "first"_a);
+  m.def(
+      "among_members_schedule",
+      [](const std::shared_ptr<Schedule>& inner, std::vector<int> members, int size) {
+        return std::shared_ptr<Schedule>(among_members_schedule(inner, std::move(members), size));
+      },
+      "inner"_a, "members"_a, "size"_a);
 }
 
 }  // namespace crossover

@@ -88,7 +88,7 @@ void Engine::add_transport_layer(TransportLayer layer) {
 
 uint32_t Engine::add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> schedule,
                           std::shared_ptr<Device> device, uint64_t first_round,
-                          std::optional<NonFinitePolicy> non_finite) {
+                          std::optional<NonFinitePolicy> non_finite, std::optional<uint32_t> id) {
   check_not_forked();
   if (schedule->size() != config_.size) {
     throw InvalidArgument("schedule '" + std::string(schedule->name()) + "': expected one for " +
@@ -98,20 +98,31 @@ uint32_t Engine::add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> sche
   require_push_sum_works(*schedule, carries_weights_);
   const std::lock_guard lock(mutex_);
   check_usable();
-  const auto id = static_cast<uint32_t>(plans_.size());
-  plans_.push_back(std::make_shared<PlanState>(id, std::move(plan), std::move(schedule),
-                                               std::move(device), first_round, config_.rank,
-                                               non_finite.value_or(config_.non_finite)));
-  commands_.push_back({Command::Kind::kAdd, plans_.back()});
+  const uint32_t given = plan_id(id);
+  const auto state = std::make_shared<PlanState>(given, std::move(plan), std::move(schedule),
+                                                 std::move(device), first_round, config_.rank,
+                                                 non_finite.value_or(config_.non_finite));
+  plans_.emplace(given, state);
+  commands_.push_back({Command::Kind::kAdd, state});
   poller_->wake();
-  return id;
+  return given;
+}
+
+uint32_t Engine::plan_id(std::optional<uint32_t> chosen) {
+  if (!chosen) return next_plan_++;
+  if (*chosen < kFirstChosenPlan || plans_.contains(*chosen)) {
+    throw InvalidArgument("add_plan: id: expected an unused one of at least " +
+                          std::to_string(kFirstChosenPlan) + ", got " + std::to_string(*chosen));
+  }
+  return *chosen;
 }
 
 void Engine::remove_plan(uint32_t plan) {
   if (abandoned_) return;
   std::unique_lock lock(mutex_);
-  if (plan >= plans_.size() || !plans_[plan] || over_) return;
-  const std::shared_ptr<PlanState> state = std::exchange(plans_[plan], nullptr);
+  const std::shared_ptr<PlanState> state = find_plan(plan);
+  if (!state || over_) return;
+  plans_[plan] = nullptr;
   commands_.push_back({Command::Kind::kRemove, state});
   poller_->wake();
   if (!thread_) return;
@@ -122,12 +133,18 @@ void Engine::check_usable() const {
   if (over_ || shutting_down_) throw InvalidArgument("the engine has been shut down");
 }
 
+std::shared_ptr<PlanState> Engine::find_plan(uint32_t plan) const {
+  const auto found = plans_.find(plan);
+  return found == plans_.end() ? nullptr : found->second;
+}
+
 std::shared_ptr<PlanState> Engine::usable_plan(uint32_t plan) const {
-  if (plan >= plans_.size() || !plans_[plan]) {
+  std::shared_ptr<PlanState> found = find_plan(plan);
+  if (!found) {
     throw InvalidArgument("plan " + std::to_string(plan) + ": no such plan in this engine");
   }
   if (!failure_) check_usable();
-  return plans_[plan];
+  return found;
 }
 
 void Engine::open_round(uint32_t plan, std::span<void* const> addresses, StreamHandle stream) {
@@ -277,7 +294,8 @@ uint64_t Engine::round(uint32_t plan, uint32_t segment) const {
 bool Engine::is_open(uint32_t plan) const {
   check_not_forked();
   const std::lock_guard lock(mutex_);
-  return plan < plans_.size() && plans_[plan] && plans_[plan]->is_open();
+  const std::shared_ptr<PlanState> state = find_plan(plan);
+  return state && state->is_open();
 }
 
 std::vector<double> Engine::weights(uint32_t plan) const {

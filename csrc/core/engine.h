@@ -10,6 +10,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -39,6 +40,9 @@ struct EngineConfig {
   size_t event_capacity = 0;
 };
 
+/// Ids from here on are chosen by the caller of add_plan.
+inline constexpr uint32_t kFirstChosenPlan = uint32_t{1} << 31;
+
 enum class WaitStatus { kMixed, kPending };
 
 struct PlanState;
@@ -63,13 +67,15 @@ class Engine {
   /// then carry what the layer leaves to them. Before the first plan, else InvalidArgument.
   void add_transport_layer(TransportLayer layer);
 
-  /// Registers a plan and announces room for its round `first_round`. Every rank adds the same
-  /// plans in the same order, so that the ids agree. `schedule` is for config.size ranks; a
-  /// column-stochastic one needs a transport that carries weights. `non_finite`: for this
-  /// plan alone; none: as configured.
+  /// Registers a plan and announces room for its round `first_round`. `schedule` is for config.size
+  /// ranks; a column-stochastic one needs a transport that carries weights. `non_finite`: for this
+  /// plan alone; none: as configured. `id` names the plan in messages, so that it is the same on
+  /// all ranks that exchange for it. None: the next of 0, 1, 2, ..., for plans that every rank adds
+  /// in the same order. Else one that this rank has not used, at least kFirstChosenPlan.
   uint32_t add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> schedule,
                     std::shared_ptr<Device> device, uint64_t first_round,
-                    std::optional<NonFinitePolicy> non_finite = {});
+                    std::optional<NonFinitePolicy> non_finite = {},
+                    std::optional<uint32_t> id = {});
 
   /// Drops a plan, open or not; what peers still send for it is discarded. When it returns nothing
   /// reads the plan's tensors any more (without a progress thread: after its next turn).
@@ -167,6 +173,8 @@ class Engine {
   void post(const std::shared_ptr<PlanState>& plan, uint32_t segment,
             std::span<void* const> addresses,
             const std::shared_ptr<Fence>& posted);                             // mutex_ held
+  uint32_t plan_id(std::optional<uint32_t> chosen);                            // mutex_ held
+  std::shared_ptr<PlanState> find_plan(uint32_t plan) const;                   // mutex_ held
   std::shared_ptr<PlanState> usable_plan(uint32_t plan) const;                 // mutex_ held
   void check_usable() const;                                                   // mutex_ held
   void raise_failure(const PlanState& plan, uint32_t segment) const;           // mutex_ held
@@ -194,7 +202,8 @@ class Engine {
   // Guarded by mutex_.
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<std::shared_ptr<PlanState>> plans_;
+  std::map<uint32_t, std::shared_ptr<PlanState>> plans_;  // null: removed
+  uint32_t next_plan_ = 0;
   std::vector<Command> commands_;
   std::optional<Failure> failure_;
   std::vector<std::string> warnings_;

@@ -228,7 +228,7 @@ void Engine::complete(const TransportEvent& event) {
 void Engine::arrive(const SegmentExchange& exchange) {
   record(EventKind::kArrived, exchange, {});
   const std::lock_guard lock(mutex_);
-  const std::shared_ptr<PlanState>& plan = plans_[exchange.context().plan_id];
+  const std::shared_ptr<PlanState> plan = find_plan(exchange.context().plan_id);
   if (!plan) return;
   plan->segments[exchange.context().segment].stage = Stage::kArrived;
   changed_.notify_all();
@@ -247,10 +247,11 @@ void Engine::on_peer_left(const TransportEvent& event) {
   std::vector<std::shared_ptr<PlanState>> plans;
   {
     const std::lock_guard lock(mutex_);
-    plans = plans_;
+    for (const auto& [id, plan] : plans_) {
+      if (plan) plans.push_back(plan);
+    }
   }
   for (const auto& plan : plans) {
-    if (!plan) continue;
     for (const SegmentState& segment : plan->segments) require_peers(*segment.exchange);
   }
 }

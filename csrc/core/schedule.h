@@ -170,4 +170,10 @@ std::unique_ptr<Schedule> repeated_schedule(std::shared_ptr<const Schedule> inne
 std::unique_ptr<Schedule> exact_average_schedule(std::shared_ptr<const Schedule> inner,
                                                  uint64_t every, uint64_t first);
 
+/// `inner` among some ranks of a job of `size`: rank members[i] takes the part of rank i, the
+/// others are idle. A PeerSchedule if `inner` is one. Throws InvalidArgument unless there are
+/// inner->size() members, distinct ranks of the job.
+std::unique_ptr<Schedule> among_members_schedule(std::shared_ptr<const Schedule> inner,
+                                                 std::vector<int> members, int size);
+
 }  // namespace crossover
