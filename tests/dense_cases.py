@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import nn
 
 import crossover_comm as cc
 from crossover_comm.config import WIRES, Overlap, SegmentRule
-from crossover_comm.context import current_context
+from crossover_comm.context import Context, current_context
 from crossover_comm.topology import Topology
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "run_case",
     "run_cases",
     "save_runs",
+    "train",
 ]
 
 OVERLAPS: tuple[Overlap, ...] = ("none", "forward", "backward")
@@ -178,17 +179,24 @@ def run_cases(folder: str, *transports: str) -> None:
 
 def run_case(case: Case) -> dict[str, Any]:
     """Trains by gossip: the final "state", and what the "counters" have counted."""
-    replica = case.replicas(cc.size())[cc.rank()]
     before = cc.counters()
-    ddp = cc.DistributedDataParallel(replica, gossip=case.config, init_sync=False)
+    state = train(case, case.replicas(cc.size()), current_context())
+    counters = {name: value - before[name] for name, value in cc.counters().items()}
+    return {"state": copy.deepcopy(state), "counters": counters}
+
+
+def train(case: Case, replicas: Sequence[nn.Module], context: Context) -> State:
+    """Trains a rank's own of the replicas by gossip; its parameters after the last round."""
+    rank = context.launch.rank
+    replica = replicas[rank]
+    ddp = cc.DistributedDataParallel(replica, gossip=case.config, init_sync=False, context=context)
     optimizer = case.optimizer_of(ddp)
-    for x in case.batches(cc.rank()):
+    for x in case.batches(rank):
         optimizer.zero_grad()
         _loss(ddp, x).backward()
         optimizer.step()
     cc.synchronize(ddp)
-    counters = {name: value - before[name] for name, value in cc.counters().items()}
-    return {"state": copy.deepcopy(state_of(replica)), "counters": counters}
+    return state_of(replica)
 
 
 def save_runs(runs: Run, folder: str) -> None:

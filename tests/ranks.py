@@ -27,9 +27,11 @@ TIMEOUT_S = 60.0
 
 
 @contextmanager
-def joined_ranks(size: int, *, transport: str = "auto") -> Iterator[list[Context]]:
-    """The contexts of `size` ranks that can reach each other."""
-    network = _C.LocalNetwork(size)
+def joined_ranks(
+    size: int, *, transport: str = "auto", network: _C.LocalNetwork | None = None
+) -> Iterator[list[Context]]:
+    """The contexts of `size` ranks that can reach each other, by `network` if it is given."""
+    network = network or _C.LocalNetwork(size)
     store = HashStore()
     contexts = [_context(network, store, rank, size, transport) for rank in range(size)]
     try:

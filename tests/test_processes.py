@@ -5,15 +5,17 @@ The processes of one size run all trainings of dense_cases.py in sequence, over 
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
 import torch
-from dense_cases import Case, Run, cases_of, dense_states, load_runs, run_cases
-from ranks import assert_states_close
+from dense_cases import Case, Run, cases_of, dense_states, load_runs, run_cases, train
+from ranks import assert_states_close, joined_ranks, run_joined
 from spawn import run_ranks
 
 import crossover_comm as cc
+from crossover_comm import _C
 from crossover_comm.segments import cut, trainable_parameters
 
 SIZES = (2, 3, 4, 5, 8)
@@ -56,6 +58,31 @@ def test_processes_train_as_the_dense_reference(
                 assert_states_close(state, wanted, atol=tolerance(case, wanted))
             except AssertionError as error:
                 raise AssertionError(f"{case.name}, rank {rank} of {size}: {error}") from None
+
+
+def assert_same_bits(given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    for name, value in wanted.items():
+        assert torch.equal(given[name], value), name
+
+
+def test_transports_come_to_the_same_bits(runs_over: dict[str, list[Run]]) -> None:
+    """Messages arrive in other orders and in other pieces."""
+    for over_shm, over_tcp in zip(runs_over["shm"], runs_over["tcp"], strict=True):
+        for name, run in over_shm.items():
+            assert_same_bits(over_tcp[name]["state"], run["state"])
+
+
+def test_threads_come_to_the_same_bits_as_processes_whatever_the_delays(
+    runs_over: dict[str, list[Run]],
+) -> None:
+    runs = runs_over["shm"]
+    size = len(runs)
+    network = _C.LocalNetwork(size, seed=size, delay_probability=0.3)
+    with joined_ranks(size, network=network) as contexts:
+        for case in cases_of(size)[::4]:
+            states = run_joined(contexts, functools.partial(train, case, case.replicas(size)))
+            for rank, state in enumerate(states):
+                assert_same_bits(state, runs[rank][case.name]["state"])
 
 
 def test_the_references_of_unlike_trainings_are_far_apart() -> None:
