@@ -27,6 +27,7 @@ __all__ = [
     "batches",
     "broadcast_optimizer_state",
     "broadcast_parameters",
+    "broadcast_within",
     "describe_tensors",
     "named_tensors",
 ]
@@ -120,8 +121,14 @@ def broadcast_parameters(
         InvalidArgument: A difference between ranks, or something that is not a dense tensor.
         ProgressTimeout: Names the ranks that did not call it in time.
     """
+    broadcast_within(current_context(), parameters, root_rank, timeout)
+
+
+def broadcast_within(
+    context: Context, parameters: Parameters, root_rank: int = 0, timeout: Timeout = None
+) -> None:
+    """As `broadcast_parameters`, among the ranks of a context, as it counts them."""
     call = "broadcast_parameters"
-    context = current_context()
     _require_rank(call, context, root_rank)
     tensors = named_tensors(call, parameters)
     description = {"root_rank": root_rank, "tensors": describe_tensors(tensors)}

@@ -10,7 +10,8 @@ import torch
 
 from crossover_comm.agreement import canonical_json
 from crossover_comm.collectives import Timeout, batches, describe_tensors, named_tensors
-from crossover_comm.context import Context, current_context
+from crossover_comm.context import Context
+from crossover_comm.hooks import context_of
 
 __all__ = ["averaged", "consensus_distance"]
 
@@ -23,7 +24,8 @@ def consensus_distance(model: torch.nn.Module, *, timeout: Timeout = None) -> fl
         sqrt((1/n) * sum_i ||x_i - m||^2),   m = (1/n) * sum_i x_i
 
     over all parameters of the model, shared ones once, accumulated in float64. Every rank calls it
-    and gets the same value; an open round of the model is closed first.
+    and gets the same value; an open round of the model is closed first. The n workers are those of
+    the process group that the model was wrapped with, if any.
 
     Args:
         model: The wrapped model or the inner one, alike on every rank.
@@ -36,7 +38,7 @@ def consensus_distance(model: torch.nn.Module, *, timeout: Timeout = None) -> fl
     Source: Kong et al., "Consensus Control for Decentralized Deep Learning", arXiv 2102.04828.
     """
     call = "consensus_distance"
-    context = current_context()
+    context = context_of(model)
     parameters = named_tensors(call, model.named_parameters())
     _arrive(context, call, model, parameters, timeout)
     if context.gloo is None:
@@ -50,7 +52,8 @@ def consensus_distance(model: torch.nn.Module, *, timeout: Timeout = None) -> fl
 
 @contextlib.contextmanager
 def averaged(model: torch.nn.Module, *, timeout: Timeout = None) -> Iterator[torch.nn.Module]:
-    """Inside, the model's parameters and buffers are their means over all workers.
+    """Inside, the model's parameters and buffers are their means over all workers, or over those of
+    the process group that it was wrapped with.
 
         with averaged(model):
             evaluate(model)
@@ -72,7 +75,7 @@ def averaged(model: torch.nn.Module, *, timeout: Timeout = None) -> Iterator[tor
         ProgressTimeout: Names the ranks that did not call it in time.
     """
     call = "averaged"
-    context = current_context()
+    context = context_of(model)
     tensors = named_tensors(call, model)
     _arrive(context, call, model, tensors, timeout)
     saved = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]

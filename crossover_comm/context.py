@@ -34,8 +34,10 @@ __all__ = [
     "current_context",
     "init",
     "is_initialized",
+    "joined_context",
     "local_rank",
     "local_size",
+    "own_context",
     "rank",
     "shutdown",
     "size",
@@ -59,6 +61,9 @@ class Context:
         engine: The progress thread and all plans.
         gloo: torch's collectives for use outside training; None with one rank.
         placement: Where the gossiped models live.
+        members: The ranks of the job that share it.
+        parts: The contexts of some of its ranks, by these; see crossover_comm.members.
+        next_member_plan: An id that no plan of a part has here.
         is_closed: close() has been called.
     """
 
@@ -77,9 +82,23 @@ class Context:
         self.engine = engine
         self.gloo = gloo
         self.placement = Placement(settings, group, engine, seal)
+        self.members = tuple(range(launch.size))
+        self.parts: dict[tuple[int, ...], Context] = {}
+        self.next_member_plan = _C.FIRST_CHOSEN_PLAN
         self.is_closed = False
         self._process = os.getpid()
         self._synchronizers: list[Callable[[torch.nn.Module], None]] = []
+
+    def add_plan(
+        self,
+        plan: _C.SegmentPlan,
+        schedule: _C.Schedule,
+        first_round: int,
+        device: _C.Device | None,
+        raise_on_non_finite: bool | None = None,
+    ) -> int:
+        """As `engine.add_plan`, for a schedule of these ranks; all of them call it in one order."""
+        return self.engine.add_plan(plan, schedule, first_round, device, raise_on_non_finite)
 
     def add_synchronizer(
         self, synchronizer: Callable[[torch.nn.Module], None]
@@ -131,16 +150,19 @@ class Context:
         if self._is_forked():
             return
         self.engine.fail(cause)
-        self.group.announce_end(cause)
+        for context in (self, *self.parts.values()):
+            context.group.announce_end(cause)
 
     def close(self) -> None:
         """Says farewell and ends the progress thread, in bounded time. Idempotent."""
         if self._is_forked():
             return
-        self.is_closed = True
-        self.group.announce_end("it has shut down")
+        for context in (self, *self.parts.values()):
+            context.is_closed = True
+            context.group.announce_end("it has shut down")
         self.engine.shutdown(_SHUTDOWN_S)
-        self.gloo = None
+        for context in (self, *self.parts.values()):
+            context.gloo = None
 
     def _is_forked(self) -> bool:
         return os.getpid() != self._process
@@ -232,6 +254,18 @@ def current_context() -> Context:
     if _context is None:
         raise CrossoverError("not initialised: call crossover_comm.init() first")
     return _context
+
+
+def joined_context() -> Context | None:
+    """The process's own context, if init() has been called."""
+    return current_context() if is_initialized() else None
+
+
+def own_context() -> Context:
+    """The process's own context; init() is called first if it was not."""
+    if not is_initialized():
+        init()
+    return current_context()
 
 
 def rank() -> int:

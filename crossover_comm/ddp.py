@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from crossover_comm.collectives import broadcast_parameters
+from crossover_comm.collectives import broadcast_within
 from crossover_comm.config import GossipConfig, resolve
-from crossover_comm.context import Context
+from crossover_comm.context import Context, joined_context, own_context
 from crossover_comm.ddp_arguments import (
     ABSENT,
     gossip_for,
@@ -25,8 +26,9 @@ from crossover_comm.ddp_arguments import (
     without,
 )
 from crossover_comm.errors import InvalidArgument
-from crossover_comm.hooks import RoundHooks, attach, joined_context, own_context
+from crossover_comm.hooks import RoundHooks, attach
 from crossover_comm.inputs import input_device, moved
+from crossover_comm.members import among, context_among
 from crossover_comm.resume import lone_state, require_lone_state
 from crossover_comm.segments import trainable_parameters
 
@@ -54,6 +56,8 @@ class DistributedDataParallel(nn.Module):
         broadcast_buffers: Whether buffers too are broadcast from rank 0 here; True by default. They
             are local afterwards: each replica's batch norm follows its own data.
         init_sync: Whether parameters and buffers are broadcast from rank 0 here.
+        process_group: A group of torch.distributed that this rank is in: everything is then among
+            its ranks, who alone make this call. None: all ranks.
         bucket_cap_mb: MiB that a segment has at most; None: as `gossip` says.
         find_unused_parameters: Any value works: a parameter is exchanged whether used or not.
         check_reduction: Without a meaning, as in torch.
@@ -61,6 +65,7 @@ class DistributedDataParallel(nn.Module):
         static_graph: Any value works.
         delay_all_reduce_named_params: With `param_to_hook_all_reduce`; parameter gossip knows no
             all-reduce to delay. With groups, only with ``overlap="none"``.
+        device_mesh: In place of `process_group` a mesh of one dimension, ``mesh["replicate"]`` say.
         batched_grad_copy: Any value works: gradients are not copied into buckets.
         forward_sync_buffers: As `broadcast_buffers`, but buffers are always broadcast here.
         gossip: A preset's name or a :class:`GossipConfig`; ``"crossover"`` by default.
@@ -91,7 +96,7 @@ class DistributedDataParallel(nn.Module):
         delay_all_reduce_named_params: object = None,
         param_to_hook_all_reduce: object = None,
         mixed_precision: object = None,
-        device_mesh: object = None,
+        device_mesh: DeviceMesh | None = None,
         skip_all_reduce_unused_params: bool = False,
         bucket_cap_mb_list: object = None,
         batched_grad_copy: bool = False,
@@ -102,8 +107,6 @@ class DistributedDataParallel(nn.Module):
     ) -> None:
         super().__init__()
         require_supported(
-            process_group=process_group,
-            device_mesh=device_mesh,
             bucket_cap_mb_list=bucket_cap_mb_list,
             skip_all_reduce_unused_params=skip_all_reduce_unused_params,
             mixed_precision=mixed_precision,
@@ -136,7 +139,9 @@ class DistributedDataParallel(nn.Module):
         )
         self._synced = True
         self._hooks: RoundHooks | None = None
-        self._context: Context | None = context or own_context()
+        whole = context or own_context()
+        self._context: Context | None = among(whole, process_group, device_mesh)
+        self._members = None if self._context is whole else self._context.members
         self._wrap()
         if init_sync:
             self._broadcast(with_buffers=broadcasts)
@@ -280,7 +285,10 @@ class DistributedDataParallel(nn.Module):
     def _wrap(self) -> None:
         """Gossips the module from now on. A collective call."""
         ignore(self.module, self.parameters_to_ignore)
-        self._context = self._context or own_context()
+        if self._context is None:
+            whole = own_context()
+            part = self._members
+            self._context = whole if part is None else context_among(whole, part)
         parameters = self._gossiped_parameters()
         self._hooks = attach(self._context, self.module, parameters, self._config, "backward")
         self._is_at_rest = False
@@ -296,4 +304,5 @@ class DistributedDataParallel(nn.Module):
         tensors: list[tuple[str, torch.Tensor]] = [*self.module.named_parameters()]
         if with_buffers:
             tensors += self.module.named_buffers()
-        broadcast_parameters(without(self.parameters_to_ignore, tensors))
+        assert self._context is not None
+        broadcast_within(self._context, without(self.parameters_to_ignore, tensors))

@@ -30,11 +30,7 @@ TensorT = TypeVar("TensorT", bound=torch.Tensor)
 
 BYTES_PER_MB: Final = 1 << 20
 
-RANKS = "the ranks are those of crossover_comm.init()"
-
 REFUSED: Final[Mapping[str, tuple[object, str]]] = {
-    "process_group": (None, RANKS),
-    "device_mesh": (None, RANKS),
     "bucket_cap_mb_list": (
         None,
         "segments have one size: use bucket_cap_mb=<MiB> or gossip=GossipConfig(segments=<bytes>)",

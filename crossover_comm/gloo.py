@@ -35,6 +35,7 @@ class GlooGroup:
     """
 
     def __init__(self, store: Store, rank: int, size: int, address: str, timeout_s: float) -> None:
+        self.address = address
         gloo: Any = ProcessGroupGloo  # torch's stub knows a part of it only
         options = gloo._Options()
         options._devices = [gloo.create_device(hostname=address)]

@@ -213,9 +213,7 @@ class Gossip:
             self.context.engine.remove_plan(plan)
 
     def _add_plan(self, first_round: int) -> int:
-        return self.context.engine.add_plan(
-            self._plan, self._schedule, first_round, self.device.handle
-        )
+        return self.context.add_plan(self._plan, self._schedule, first_round, self.device.handle)
 
     def _plan_of_segments(self, config: GossipConfig, overlap: Overlap) -> _C.SegmentPlan:
         return _C.SegmentPlan(

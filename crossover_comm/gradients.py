@@ -49,7 +49,7 @@ class GradientAverager:
 
     Args:
         gossip: The model's; segments are its own.
-        groups: Of all ranks of the job.
+        groups: Of all ranks of the context.
         config: `wire` and `hierarchy` hold for gradients, too.
         overlap: ``"none"``: everything is posted at the end of the backward.
     """
@@ -152,7 +152,7 @@ class GradientAverager:
         self._engine.remove_plan(self.plan)
 
     def _add_plan(self, first_round: int) -> int:
-        return self._engine.add_plan(
+        return self._gossip.context.add_plan(
             self._plan,
             self._schedule,
             first_round,
@@ -238,7 +238,7 @@ def copy_from_roots(gossip: Gossip, groups: Groups) -> None:
         range(len(segments)),
     )
     engine = gossip.context.engine
-    index = engine.add_plan(plan, _C.group_broadcast_schedule(groups), 0, device.handle)
+    index = gossip.context.add_plan(plan, _C.group_broadcast_schedule(groups), 0, device.handle)
     parameters = [p for s in segments for p in s.parameters]
     addresses = [p.data_ptr() for p in parameters]
     engine.open_round(index, addresses, device.stream())

@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
 from torch.utils.hooks import RemovableHandle
 
 from crossover_comm.config import GossipConfig, Overlap
-from crossover_comm.context import Context, current_context, init, is_initialized
+from crossover_comm.context import Context, current_context
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.gossip import Gossip
 from crossover_comm.gradients import GradientAverager, copy_from_roots
@@ -30,7 +30,7 @@ from crossover_comm.rounds import Action, Actions, rule_for
 from crossover_comm.stepping import AwaitedSteps, StepNesting
 from crossover_comm.waiting import register_wait_hooks
 
-__all__ = ["RoundHooks", "attach", "joined_context", "own_context", "synchronize"]
+__all__ = ["RoundHooks", "attach", "context_of", "synchronize"]
 
 
 class RoundHooks:
@@ -265,16 +265,18 @@ def attach(
     return RoundHooks(context, model, parameters, config, config.overlap_or(default_overlap))
 
 
-def joined_context() -> Context | None:
-    """The process's own context, if init() has been called."""
-    return current_context() if is_initialized() else None
+def context_of(model: nn.Module) -> Context:
+    """What the ranks share among which a model is gossiped; the process's own if it is not.
 
-
-def own_context() -> Context:
-    """The process's own context; init() is called first if it was not."""
-    if not is_initialized():
-        init()
-    return current_context()
+    Raises:
+        InvalidArgument: Parts of it are gossiped among unlike ranks.
+        CrossoverError: It is not gossiped, and init() has not been called.
+    """
+    concerned = [hooks.gossip.context for hooks in _live if hooks.gossips(model.parameters())]
+    among = {context.members for context in concerned}
+    if len(among) > 1:
+        raise InvalidArgument(f"model: expected one group of ranks for all of it, got {among}")
+    return concerned[0] if concerned else current_context()
 
 
 def synchronize(target: nn.Module | Optimizer | None = None) -> None:

@@ -7,13 +7,15 @@ import weakref
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from crossover_comm.config import GossipConfig, resolve
-from crossover_comm.context import Context
+from crossover_comm.context import Context, own_context
 from crossover_comm.errors import InvalidArgument
-from crossover_comm.hooks import RoundHooks, attach, own_context
+from crossover_comm.hooks import RoundHooks, attach
+from crossover_comm.members import among
 from crossover_comm.resume import lone_state, require_lone_state
 from crossover_comm.segments import trainable_parameters
 from crossover_comm.waiting import ForwardHook, OutputHook
@@ -28,6 +30,8 @@ def DistributedOptimizer(  # noqa: N802, used like a class, as Horovod's
     model: nn.Module,
     *,
     gossip: str | GossipConfig | None = None,
+    process_group: object = None,
+    device_mesh: DeviceMesh | None = None,
     context: Context | None = None,
 ) -> OptimizerT:
     """Gossips the parameters that `optimizer` and `model` share, from now on.
@@ -47,6 +51,9 @@ def DistributedOptimizer(  # noqa: N802, used like a class, as Horovod's
         gossip: A preset's name or a :class:`GossipConfig`; ``"crossover"`` by default. The default
             overlap is ``"forward"``: after each step ``W (x after the step)``, mixed where the next
             forward reads it.
+        process_group: A group of torch.distributed that this rank is in: gossip is among its ranks
+            alone, and they alone make this call.
+        device_mesh: In place of it a mesh of one dimension, such as ``mesh["replicate"]``.
         context: The rank's context if it is not the process's own.
 
     Raises:
@@ -60,7 +67,8 @@ def DistributedOptimizer(  # noqa: N802, used like a class, as Horovod's
     config = resolve(gossip)
     held = [p for group in optimizer.param_groups for p in group["params"]]
     parameters = trainable_parameters(model, only=held)
-    hooks = attach(context or own_context(), model, parameters, config, "forward")
+    ranks = among(context or own_context(), process_group, device_mesh)
+    hooks = attach(ranks, model, parameters, config, "forward")
     _add_methods(optimizer, hooks)
     if hooks is None:
         return optimizer

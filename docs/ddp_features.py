@@ -20,6 +20,7 @@ class Feature(NamedTuple):
 
 
 _HINT = "test_ddp.py::test_a_hint_is_taken_and_shown"
+_PART = "test_members.py::test_process_groups_and_meshes_confine_everything_to_their_ranks"
 _REFUSED = "test_ddp.py::test_what_is_not_supported_is_refused_with_the_reason"
 _PLAIN = "test_ddp_surface.py::test_plain_attributes_are_those_of_torchs_wrapper"
 
@@ -58,8 +59,8 @@ ARGUMENTS: Final = [
         "Whether parameters and buffers are broadcast from rank 0 at the start.",
         "test_collectives.py::test_broadcast_parameters_makes_models_equal_bit_for_bit",
     ),
-    Feature("process_group", "argument", "Not yet: the ranks are those of `init()`.", _REFUSED),
-    Feature("device_mesh", "argument", "Not yet: the ranks are those of `init()`.", _REFUSED),
+    Feature("process_group", "argument", "Gossip and everything else is among its ranks.", _PART),
+    Feature("device_mesh", "argument", "The same, of one dimension: `mesh['replicate']`.", _PART),
     Feature(
         "bucket_cap_mb",
         "argument",

@@ -62,7 +62,7 @@ def in_contexts(size: int, work: Callable[[Context], ResultT]) -> list[ResultT]:
 
     with (
         mock.patch("crossover_comm.collectives.current_context", current_context),
-        mock.patch("crossover_comm.consensus.current_context", current_context),
+        mock.patch("crossover_comm.hooks.current_context", current_context),
         ThreadPoolExecutor(size) as pool,
     ):
         return list(pool.map(one, range(size)))
