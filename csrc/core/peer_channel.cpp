@@ -45,8 +45,9 @@ void PeerChannel::receive(const MessageTag& tag, MessageSink& sink, uint64_t tok
   queue_control(FrameKind::kReady, tag, sink.num_bytes());
 }
 
-void PeerChannel::send(const MessageTag& tag, MessageSource& source, uint64_t token) {
-  const Outgoing message{tag, &source, token, 0};
+void PeerChannel::send(const MessageTag& tag, MessageSource& source, uint64_t token,
+                       uint64_t order) {
+  const Outgoing message{tag, &source, token, order, 0};
   const auto announced = ready_.find(tag);
   if (announced == ready_.end()) {
     waiting_.emplace(tag, message);
@@ -59,6 +60,11 @@ void PeerChannel::send(const MessageTag& tag, MessageSource& source, uint64_t to
   }
   ready_.erase(announced);
   active_.push_back(message);
+}
+
+std::optional<std::pair<uint64_t, uint64_t>> PeerChannel::next_to_leave() const {
+  if (!open_ || active_.empty()) return std::nullopt;
+  return std::pair(active_.front().order, active_.front().sent_bytes);
 }
 
 void PeerChannel::forget_plan(uint32_t plan) {
@@ -173,7 +179,7 @@ void PeerChannel::accept_ready() {
   const Outgoing message = posted->second;
   waiting_.erase(posted);
   ready_.emplace(frame_->tag, frame_->offset);
-  send(message.tag, *message.source, message.token);
+  send(message.tag, *message.source, message.token, message.order);
 }
 
 void PeerChannel::accept_data() {
@@ -254,7 +260,7 @@ void PeerChannel::finish_frame(std::vector<TransportEvent>& events) {
 bool PeerChannel::write_frames(std::vector<TransportEvent>& events) {
   bool wrote = false;
   while (!control_.empty() && write_control()) wrote = true;
-  if (control_.empty() && !active_.empty()) wrote = write_data(events) || wrote;
+  if (control_.empty() && !active_.empty() && !held_) wrote = write_data(events) || wrote;
   if (farewell_ && control_.empty() && active_.empty()) {
     control_.push_back(*std::exchange(farewell_, std::nullopt));
     wrote = write_control() || wrote;
@@ -321,7 +327,7 @@ void PeerChannel::check_liveness(double now_s, std::vector<TransportEvent>& even
          events);
     return;
   }
-  const bool silent = active_.empty() || source_holds_up_;
+  const bool silent = active_.empty() || source_holds_up_ || held_;
   const bool idle = control_.empty() && silent && ending_ == Ending::kNone;
   if (idle && now_s - last_sent_s_ >= config_.timeout_s / kHeartbeatsPerTimeout) {
     queue_control(FrameKind::kHeartbeat, {}, 0);
@@ -339,7 +345,7 @@ void PeerChannel::lose(const std::string& cause, std::vector<TransportEvent>& ev
 }
 
 bool PeerChannel::wants_to_write() const {
-  return !control_.empty() || farewell_ || (!active_.empty() && !source_holds_up_);
+  return !control_.empty() || farewell_ || (!active_.empty() && !source_holds_up_ && !held_);
 }
 
 bool PeerChannel::prepare_to_sleep(double now_s, std::vector<PollItem>& items,

@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/frame.h"
@@ -25,12 +26,18 @@ class PeerChannel {
               const std::set<uint32_t>& forgotten_plans, TransportCounters& counters);
 
   void receive(const MessageTag& tag, MessageSink& sink, uint64_t token);
-  void send(const MessageTag& tag, MessageSource& source, uint64_t token);
+  /// `order`: its place among the posts to all peers.
+  void send(const MessageTag& tag, MessageSource& source, uint64_t token, uint64_t order);
   void forget_plan(uint32_t plan);
   void say_farewell(const Farewell& farewell);
 
   /// One turn: at most one data frame out, whatever has arrived in. True if anything moved.
   bool progress(double now_s, std::vector<TransportEvent>& events);
+  bool crosses_network() const { return pipe_->crosses_network(); }
+  /// What would leave next: its place among the posts and how much has left; null if there is none.
+  std::optional<std::pair<uint64_t, uint64_t>> next_to_leave() const;
+  /// While held, no data leaves; control frames do.
+  void hold(bool held) { held_ = held; }
   /// This rank itself was stopped for `gap_s`: the peer's silence over that time is not counted.
   void excuse(double gap_s) { last_heard_s_ += gap_s; }
   bool prepare_to_sleep(double now_s, std::vector<PollItem>& items, double& max_sleep_s);
@@ -46,6 +53,7 @@ class PeerChannel {
     MessageTag tag;
     MessageSource* source;
     uint64_t token;
+    uint64_t order;
     uint64_t sent_bytes;
   };
   struct ControlFrame {
@@ -89,7 +97,8 @@ class PeerChannel {
   std::map<MessageTag, uint64_t> ready_;    // announced by the peer, not posted here; bytes
   std::map<MessageTag, Outgoing> waiting_;  // posted here, not announced by the peer
   std::deque<Outgoing> active_;             // both: sent one after the other
-  bool source_holds_up_ = false;            // the first of them had no bytes ready
+  bool held_ = false;
+  bool source_holds_up_ = false;  // the first of them had no bytes ready
   std::deque<ControlFrame> control_;
   std::optional<ControlFrame> farewell_;
   Ending ending_ = Ending::kNone;

@@ -63,6 +63,9 @@ class Pipe {
   /// does not keep the caller awake.
   virtual bool prepare_to_sleep(bool want_write, std::vector<PollItem>& items) = 0;
 
+  /// Whether it shares the host's network link with the other pipes that do.
+  virtual bool crosses_network() const { return false; }
+
   /// "tcp rank 3 (10.0.0.2:4711)", "shared memory with process 123".
   virtual std::string describe() const = 0;
 };

@@ -4,11 +4,18 @@
 // READY; the sender then streams the message as DATA frames of at most kMaxFrameBytes, so that
 // control frames never wait behind a whole segment. Data therefore always has a place to go and a
 // reader never stops reading.
+//
+// Messages that cross the network leave one after the other, in the order of their posts: as all
+// ranks post alike, each link then carries one message out and one in. All at once, two would meet
+// at one receiver while another's link is idle. One whose peer takes nothing for kPatience_s lets
+// the others pass.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "core/transport.h"
@@ -17,6 +24,8 @@ namespace crossover {
 
 class Pipe;
 class PeerChannel;
+
+inline constexpr double kPatience_s = 0.05;
 
 struct StreamConfig {
   int rank = 0;
@@ -43,11 +52,17 @@ class StreamTransport final : public Transport {
   TransportCounters counters() const override { return counters_; }
 
  private:
+  void give_turn(double now_s);
+
   const StreamConfig config_;
   std::vector<std::unique_ptr<PeerChannel>> channels_;
   std::set<uint32_t> forgotten_plans_;
   TransportCounters counters_;
   double last_progress_s_ = -1.0;
+
+  uint64_t num_posts_ = 0;
+  std::optional<std::pair<uint64_t, uint64_t>> turn_;  // whose it is; as of next_to_leave()
+  double turn_moved_s_ = 0.0;
 };
 
 }  // namespace crossover

@@ -19,6 +19,7 @@ namespace crossover {
 namespace {
 
 constexpr size_t kStagingBytes = size_t{512} << 10;
+constexpr int kMaxUnsentBytes = 256 << 10;  // in the kernel, of a socket that crosses the network
 
 bool would_block(int error_number) {
   return error_number == EAGAIN || error_number == EWOULDBLOCK || error_number == EINTR;
@@ -42,10 +43,26 @@ int socket_option(int fd, int option) {
   return value;
 }
 
+/// False for unix sockets and within a host's loopback.
+bool leads_into_network(int fd) {
+  sockaddr_storage peer{};
+  socklen_t size = sizeof(peer);
+  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) != 0) return false;
+  if (peer.ss_family == AF_INET) {
+    const auto& address = reinterpret_cast<const sockaddr_in&>(peer).sin_addr;
+    return (ntohl(address.s_addr) >> IN_CLASSA_NSHIFT) != IN_LOOPBACKNET;
+  }
+  if (peer.ss_family != AF_INET6) return false;
+  const auto& address = reinterpret_cast<const sockaddr_in6&>(peer).sin6_addr;
+  return !IN6_IS_ADDR_LOOPBACK(&address);
+}
+
 class TcpPipe final : public Pipe {
  public:
-  TcpPipe(UniqueFd socket, std::string description)
-      : socket_(std::move(socket)), description_(std::move(description)) {}
+  TcpPipe(UniqueFd socket, bool crosses_network, std::string description)
+      : socket_(std::move(socket)),
+        crosses_network_(crosses_network),
+        description_(std::move(description)) {}
 
   std::span<std::byte> write_window() override;
   void commit(size_t num_bytes) override;
@@ -61,6 +78,7 @@ class TcpPipe final : public Pipe {
   bool ended() const override { return ended_; }
   std::string end_reason() const override { return end_reason_; }
   bool prepare_to_sleep(bool want_write, std::vector<PollItem>& items) override;
+  bool crosses_network() const override { return crosses_network_; }
   std::string describe() const override { return description_; }
 
  private:
@@ -72,6 +90,7 @@ class TcpPipe final : public Pipe {
   void end(std::string reason);
 
   UniqueFd socket_;
+  const bool crosses_network_;
   std::string description_;
   ByteQueue outgoing_{kStagingBytes};
   ByteQueue incoming_{kStagingBytes};
@@ -196,7 +215,13 @@ std::unique_ptr<Pipe> tcp_pipe(UniqueFd socket, std::string label) {
     const int on = 1;
     checked(::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)), "TCP_NODELAY");
   }
-  return std::make_unique<TcpPipe>(std::move(socket), (is_unix ? "unix " : "tcp ") + label);
+  const bool crosses_network = leads_into_network(fd);
+  if (crosses_network) {
+    checked(::setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &kMaxUnsentBytes, sizeof(int)),
+            "TCP_NOTSENT_LOWAT");
+  }
+  return std::make_unique<TcpPipe>(std::move(socket), crosses_network,
+                                   (is_unix ? "unix " : "tcp ") + label);
 }
 
 }  // namespace crossover
