@@ -9,9 +9,17 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from crossover_comm.agreement import canonical_json
-from crossover_comm.collectives import Timeout, batches, describe_tensors, named_tensors
+from crossover_comm.collectives import (
+    Parameters,
+    Timeout,
+    batches,
+    describe_tensors,
+    named_tensors,
+)
 from crossover_comm.context import Context
 from crossover_comm.hooks import context_of
+from crossover_comm.layout import local_of
+from crossover_comm.shards import reshard
 
 __all__ = ["averaged", "consensus_distance"]
 
@@ -25,7 +33,8 @@ def consensus_distance(model: torch.nn.Module, *, timeout: Timeout = None) -> fl
 
     over all parameters of the model, shared ones once, accumulated in float64. Every rank calls it
     and gets the same value; an open round of the model is closed first. The n workers are those of
-    the process group that the model was wrapped with, if any.
+    the process group that the model was wrapped with, if any. Of a model sharded by FSDP2 it is the
+    distance of this rank's shards.
 
     Args:
         model: The wrapped model or the inner one, alike on every rank.
@@ -38,8 +47,9 @@ def consensus_distance(model: torch.nn.Module, *, timeout: Timeout = None) -> fl
     Source: Kong et al., "Consensus Control for Decentralized Deep Learning", arXiv 2102.04828.
     """
     call = "consensus_distance"
+    reshard(model)
     context = context_of(model)
-    parameters = named_tensors(call, model.named_parameters())
+    parameters = _local_tensors(call, model.named_parameters())
     _arrive(context, call, model, parameters, timeout)
     if context.gloo is None:
         return 0.0
@@ -75,8 +85,9 @@ def averaged(model: torch.nn.Module, *, timeout: Timeout = None) -> Iterator[tor
         ProgressTimeout: Names the ranks that did not call it in time.
     """
     call = "averaged"
+    reshard(model)
     context = context_of(model)
-    tensors = named_tensors(call, model)
+    tensors = _local_tensors(call, model)
     _arrive(context, call, model, tensors, timeout)
     saved = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
     try:
@@ -88,6 +99,12 @@ def averaged(model: torch.nn.Module, *, timeout: Timeout = None) -> Iterator[tor
         with torch.no_grad():
             for tensor, value in saved:
                 tensor.copy_(value)
+        reshard(model)
+
+
+def _local_tensors(call: str, parameters: Parameters) -> dict[str, torch.Tensor]:
+    """Named tensors, of FSDP2's parameters this rank's shards."""
+    return {name: local_of(t) for name, t in named_tensors(call, parameters).items()}
 
 
 def _arrive(

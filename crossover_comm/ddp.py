@@ -31,6 +31,7 @@ from crossover_comm.inputs import input_device, moved
 from crossover_comm.members import among, context_among
 from crossover_comm.resume import lone_state, require_lone_state
 from crossover_comm.segments import trainable_parameters
+from crossover_comm.shards import refuse_shards
 
 __all__ = ["DistributedDataParallel"]
 
@@ -119,6 +120,7 @@ class DistributedDataParallel(nn.Module):
         self.module = module
         self.parameters_to_ignore = ignored_names(module)
         parameters = self._gossiped_parameters()
+        refuse_shards(parameters)
         self._input_device = input_device(device_ids, output_device, parameters)
         self.device = next(iter(parameters.values())).device
         self.device_type = self.device.type

@@ -16,8 +16,9 @@ from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.context import Context
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.groups import Groups, within_groups
-from crossover_comm.layout import DTYPE_NAMES, require_disjoint
+from crossover_comm.layout import DTYPE_NAMES, is_sharded, local_of, require_disjoint
 from crossover_comm.segments import cut, describe, issue_order
+from crossover_comm.shards import awaited_at_root, require_shards
 
 __all__ = ["WIRE_DTYPES", "Gossip", "increment_versions"]
 
@@ -37,6 +38,8 @@ class Gossip:
 
     Attributes:
         device: Where the model lives; what is exchanged beside it lies there too.
+        is_sharded: Parameters are FSDP2's, and what is exchanged are this rank's shards of them.
+        awaited: The segments with the modules at which they are to be awaited.
         fingerprint: Model, configuration and number of ranks, ready for JSON.
         companions: Plans of tensors that are exchanged beside the parameters.
 
@@ -55,12 +58,15 @@ class Gossip:
     ) -> None:
         self.context = context
         self.model = model
+        require_shards(parameters, context.members, config, overlap)
         self.segments = cut(model, parameters, config.segments)
         self.parameters = tuple(p for segment in self.segments for p in segment.parameters)
         self._names = tuple(name for segment in self.segments for name in segment.tensors)
         ends = list(accumulate(len(segment.tensors) for segment in self.segments))
         self._spans = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
-        self._layouts = [_layout(p) for p in self.parameters]
+        self.is_sharded = any(map(is_sharded, self.parameters))
+        self.awaited = awaited_at_root(self.segments) if self.is_sharded else self.segments
+        self._layouts = [_layout(p) for p in self._held(self.parameters)]
         self._addresses: list[int] = []
         self._versions: list[int] = []
         self._anchors: tuple[torch.Tensor, ...] = ()
@@ -108,7 +114,7 @@ class Gossip:
             CrossoverError: The engine's first failure.
         """
         self.device.refuse_capture()
-        addresses = [p.data_ptr() for p in self.parameters]
+        addresses = [p.data_ptr() for p in self._held(self.parameters)]
         if addresses != self._addresses:
             self._anchor(addresses)
         self._versions = [p._version for p in self.parameters]
@@ -152,7 +158,7 @@ class Gossip:
         if tensors is None:
             addresses = self._addresses[self._spans[index]]
         else:
-            addresses = [t.data_ptr() for t in tensors]
+            addresses = [t.data_ptr() for t in self._held(tensors)]
         self.context.engine.wait_segment(self.plan, index, addresses, self.device.stream())
         increment_versions(tensors or self.segments[index].parameters)
         self._open.discard(index)
@@ -221,7 +227,7 @@ class Gossip:
                 (
                     segment.name,
                     DTYPE_NAMES[segment.dtype],
-                    [p.numel() for p in segment.parameters],
+                    [p.numel() for p in self._held(segment.parameters)],
                     segment.tensors,
                 )
                 for segment in self.segments
@@ -240,14 +246,15 @@ class Gossip:
 
     def _anchor(self, addresses: list[int]) -> None:
         """Takes note of new addresses and keeps the memory alive for the progress thread."""
-        for name, p, layout in zip(self._names, self.parameters, self._layouts, strict=True):
+        held = self._held(self.parameters)
+        for name, p, layout in zip(self._names, held, self._layouts, strict=True):
             if _layout(p) != layout:
                 self.fail(
                     f"parameter '{name}': expected {_spell(layout)} as at the start, "
                     f"got {_spell(_layout(p))}; wrap the model again after changing it"
                 )
-        require_disjoint(dict(zip(self._names, self.parameters, strict=True)))
-        self._anchors = tuple(p.detach() for p in self.parameters)
+        require_disjoint(dict(zip(self._names, held, strict=True)))
+        self._anchors = tuple(p.detach() for p in held)
         self._addresses = addresses
 
     def _require_untouched(self, index: int, num_expected: int = 0) -> None:
@@ -255,13 +262,17 @@ class Gossip:
         span = self._spans[index]
         parameters = self.segments[index].parameters
         if [p._version for p in parameters] == self._versions[span] and [
-            p.data_ptr() for p in parameters
+            p.data_ptr() for p in self._held(parameters)
         ] == self._addresses[span]:
             return
         for i, p in enumerate(parameters, span.start):
-            is_moved = p.data_ptr() != self._addresses[i]
+            is_moved = local_of(p).data_ptr() != self._addresses[i]
             if is_moved or p._version - self._versions[i] > num_expected:
                 self._raise_touched(index, i, "moved" if is_moved else "written")
+
+    def _held(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """What of them lies on this rank."""
+        return [local_of(t) for t in tensors] if self.is_sharded else tensors
 
     def _raise_touched(self, index: int, tensor: int, what: str) -> NoReturn:
         self.fail(

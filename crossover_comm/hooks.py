@@ -27,6 +27,7 @@ from crossover_comm.live import LiveObjects
 from crossover_comm.remedies import remedies_for
 from crossover_comm.resume import TrainingState
 from crossover_comm.rounds import Action, Actions, rule_for
+from crossover_comm.shards import reshard
 from crossover_comm.stepping import AwaitedSteps, StepNesting
 from crossover_comm.waiting import register_wait_hooks
 
@@ -216,7 +217,7 @@ class RoundHooks:
             p.register_post_accumulate_grad_hook(on_gradient) for p in self.gossip.parameters
         ]
         if self.awaits_in_forward:
-            handles += register_wait_hooks(self.gossip.model, self.gossip.segments, self)
+            handles += register_wait_hooks(self.gossip.model, self.gossip.awaited, self)
         return handles
 
     def _held_by(self, optimizer: Optimizer) -> set[int]:
@@ -273,9 +274,8 @@ def context_of(model: nn.Module) -> Context:
         CrossoverError: It is not gossiped, and init() has not been called.
     """
     concerned = [hooks.gossip.context for hooks in _live if hooks.gossips(model.parameters())]
-    among = {context.members for context in concerned}
-    if len(among) > 1:
-        raise InvalidArgument(f"model: expected one group of ranks for all of it, got {among}")
+    if len({context.members for context in concerned}) > 1:
+        raise InvalidArgument("model: expected one group of ranks for all of it, got several")
     return concerned[0] if concerned else current_context()
 
 
@@ -306,6 +306,7 @@ def synchronize(target: nn.Module | Optimizer | None = None) -> None:
 
 def _parameters_of(target: nn.Module | Optimizer) -> Iterator[torch.Tensor]:
     if isinstance(target, nn.Module):
+        reshard(target)
         yield from target.parameters()
     else:
         for group in target.param_groups:

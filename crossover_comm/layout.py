@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Mapping
 from typing import Final
 
@@ -12,7 +13,14 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from crossover_comm.errors import InvalidArgument
 
-__all__ = ["DTYPE_NAMES", "is_dense", "require_disjoint", "require_exchangeable"]
+__all__ = [
+    "DTYPE_NAMES",
+    "is_dense",
+    "is_sharded",
+    "local_of",
+    "require_disjoint",
+    "require_exchangeable",
+]
 
 DTYPE_NAMES: Final[Mapping[torch.dtype, str]] = {
     torch.float32: "float32",
@@ -21,6 +29,21 @@ DTYPE_NAMES: Final[Mapping[torch.dtype, str]] = {
     torch.bfloat16: "bfloat16",
 }
 """The element types that the engine knows, under its names."""
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether it is a DTensor: each rank of a mesh holds a part of it."""
+    for name in ("torch.distributed.tensor", "torch.distributed._tensor"):  # torch 2.4: the latter
+        module = sys.modules.get(name)
+        if module is not None:
+            return isinstance(tensor, module.DTensor)
+    return False
+
+
+def local_of(tensor: torch.Tensor) -> torch.Tensor:
+    """What of it lies on this rank: the local part of a DTensor, else the tensor itself."""
+    local: torch.Tensor = tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return local
 
 
 def is_dense(tensor: torch.Tensor) -> bool:

@@ -45,6 +45,11 @@ def DistributedOptimizer(  # noqa: N802, used like a class, as Horovod's
     broadcast: call ``broadcast_parameters(model)`` to start from equal replicas. With several
     optimizers for parts of one model, wrap each with the whole model.
 
+    The model may be sharded by FSDP2 along another dimension of a mesh (HSDP): ``fully_shard(model,
+    mesh=mesh["shard"])``, then the optimizer, then this with ``device_mesh=mesh["replicate"]``.
+    Each rank then gossips its shards with the ranks that hold the same ones, in mode ``"forward"``
+    all awaited when the model's forward begins; without groups and momentum remedies.
+
     Args:
         optimizer: Holds some or all of the model's parameters.
         model: The module that the training loop calls.

@@ -11,7 +11,7 @@ from torch import nn
 from crossover_comm.blocks import units_of, visible_path
 from crossover_comm.config import Overlap, SegmentRule
 from crossover_comm.errors import InvalidArgument
-from crossover_comm.layout import DTYPE_NAMES, require_disjoint, require_exchangeable
+from crossover_comm.layout import DTYPE_NAMES, local_of, require_disjoint, require_exchangeable
 
 __all__ = ["Segment", "cut", "describe", "issue_order", "trainable_parameters"]
 
@@ -65,8 +65,9 @@ def trainable_parameters(
         only: Restricts the choice, for an optimizer that holds a part of the model.
 
     Raises:
-        InvalidArgument: If none is left.
+        InvalidArgument: If none is left, or the model is sharded by FSDP1.
     """
+    _refuse_fsdp1(model)
     chosen = None if only is None else {id(p) for p in only}
     found = {
         visible_path(name): p
@@ -77,6 +78,15 @@ def trainable_parameters(
         whose = "the model" if chosen is None else "the optimizer and the model together"
         raise InvalidArgument(f"expected {whose} to have a parameter that requires a gradient")
     return found
+
+
+def _refuse_fsdp1(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise InvalidArgument(
+                f"module '{path}': expected one that is not sharded or by FSDP2's fully_shard, got "
+                "FullyShardedDataParallel, whose flat parameters move"
+            )
 
 
 def cut(
@@ -95,8 +105,8 @@ def cut(
         InvalidArgument: Naming a parameter that cannot be exchanged.
     """
     for name, parameter in parameters.items():
-        require_exchangeable(name, parameter)
-    require_disjoint(parameters)
+        require_exchangeable(name, local_of(parameter))
+    require_disjoint({name: local_of(parameter) for name, parameter in parameters.items()})
     if rule == "blocks":
         groups = _cut_at_blocks(model, parameters)
     else:
@@ -116,14 +126,14 @@ def issue_order(num_segments: int, overlap: Overlap) -> list[int]:
 
 
 def describe(segments: Sequence[Segment]) -> list[dict[str, object]]:
-    """The cut, ready for JSON: what must be equal on every rank."""
+    """The cut, ready for JSON: what must be equal on every rank; of shards their own shapes."""
     return [
         {
             "name": segment.name,
             "dtype": DTYPE_NAMES[segment.dtype],
             "tensors": [
                 {"name": name, "shape": list(p.shape), "stride": list(p.stride())}
-                for name, p in zip(segment.tensors, segment.parameters, strict=True)
+                for name, p in zip(segment.tensors, map(local_of, segment.parameters), strict=True)
             ],
         }
         for segment in segments
