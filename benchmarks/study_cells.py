@@ -138,8 +138,27 @@ def parity_cells() -> Iterator[Cell]:
                 yield Cell(study, label, task, CANDIDATES[label](size), recipe, size, seeds)
 
 
+WIRES: dict[str, Callable[[int], Method]] = {
+    "all-reduce": lambda size: allreduce(),
+    "fp32": lambda size: Method(),
+    "bf16, 2 rounds": lambda size: Method(wire="bf16", rounds_per_step=2),
+    "fp16, 2 rounds": lambda size: Method(wire="fp16", rounds_per_step=2),
+    "int8, 4 rounds": lambda size: Method(wire="int8", rounds_per_step=4),
+    "int8": lambda size: Method(wire="int8"),
+}
+"""Crossover over each wire: as many rounds as one fp32 model pays for, and int8 alone."""
+
+
+def wires_cells() -> Iterator[Cell]:
+    """Accuracy over each type on the wire."""
+    for label, make in WIRES.items():
+        for size in (8,) if label == "all-reduce" else (64, 128):
+            yield Cell("wires", label, "digits", make(size), DIGITS, size, FRESH_SEEDS)
+
+
 STUDIES: dict[str, Callable[[], Iterator[Cell]]] = {
     "parity": parity_cells,
     "workers": workers_cells,
     "batch": batch_cells,
+    "wires": wires_cells,
 }

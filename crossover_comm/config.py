@@ -16,12 +16,12 @@ from crossover_comm.topology import Topology, topology_from
 __all__ = ["PRESETS", "GossipConfig", "Overlap", "SegmentRule", "Wire", "resolve"]
 
 Overlap: TypeAlias = Literal["backward", "forward", "none"]
-Wire: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Wire: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 SegmentRule: TypeAlias = Literal["blocks"] | int
 Momentum: TypeAlias = Literal["local", "quasi-global", "decentlam", "exchanged"]
 
 OVERLAPS: Final = ("backward", "forward", "none")
-WIRES: Final = ("fp32", "bf16", "fp16")
+WIRES: Final = ("fp32", "bf16", "fp16", "int8")
 MOMENTA: Final = ("local", "quasi-global", "decentlam", "exchanged")
 HIERARCHIES: Final = ("sharded", "root")
 MAX_SEED: Final = 2**64 - 1
@@ -60,7 +60,8 @@ class GossipConfig:
             ``DistributedOptimizer``.
         wire: Widest element type on the wire: ``"fp32"`` sends every tensor as it is, ``"bf16"``
             and ``"fp16"`` round wider ones. A value that fp16 cannot hold (beyond 65504) is an
-            error, as NaN and infinity are.
+            error, as NaN and infinity are. ``"int8"`` sends a byte per element and a scale for
+            each 128; averages of gradients and exact averages travel in bf16 then.
         segments: ``"blocks"`` cuts along the model's blocks, a number packs consecutive parameters
             into segments of at most so many bytes.
         seed: Seed of the topology's random draws, 0 .. 2**64 - 1.

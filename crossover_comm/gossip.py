@@ -22,7 +22,15 @@ from crossover_comm.shards import awaited_at_root, require_shards
 
 __all__ = ["WIRE_DTYPES", "Gossip", "increment_versions"]
 
-WIRE_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+WIRE_DTYPES = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "int8": "int8-blocks",
+}
+
+INT8_BLOCK_NUMEL = 128
+"""Elements of a segment that share a scale on the int8 wire; csrc/core/dtype.h."""
 
 
 class Gossip:
@@ -242,7 +250,8 @@ class Gossip:
         if groups is None:
             return schedule
         sizes = [([p.numel() for p in s.parameters], s.dtype.itemsize) for s in self.segments]
-        return within_groups(schedule, groups, sizes, config.hierarchy)
+        unit = INT8_BLOCK_NUMEL if config.wire == "int8" else 1
+        return within_groups(schedule, groups, sizes, config.hierarchy, unit)
 
     def _anchor(self, addresses: list[int]) -> None:
         """Takes note of new addresses and keeps the memory alive for the progress thread."""

@@ -121,16 +121,34 @@ def shards_of(segments: Sequence[SegmentSize], num_shards: int) -> list[list[tup
 
 
 def within_groups(
-    inner: _C.Schedule, groups: Groups, segments: Sequence[SegmentSize], hierarchy: Hierarchy
+    inner: _C.Schedule,
+    groups: Groups,
+    segments: Sequence[SegmentSize],
+    hierarchy: Hierarchy,
+    unit_numel: int = 1,
 ) -> _C.Schedule:
     """`inner`, of as many ranks as there are groups, carried by the members of the groups.
 
     ``"sharded"``: of each segment member j exchanges its shard with member j of the other group;
     with groups of unlike sizes as many members take part as the smallest has. ``"root"``: the
-    first member carries all of it. Then the members copy it from each other.
+    first member carries all of it. Then the members copy it from each other. Shards end at
+    multiples of `unit_numel` elements, of which the wire's type makes one block.
     """
     num_shards = 1 if hierarchy == "root" else min(map(len, groups))
-    return _C.hierarchical_schedule(inner, groups, shards_of(segments, num_shards))
+    shards = shards_of(segments, num_shards)
+    if unit_numel > 1:
+        numels = [sum(numels) for numels, _ in segments]
+        shards = [
+            [_in_whole_units(run, numel, unit_numel) for run in runs]
+            for runs, numel in zip(shards, numels, strict=True)
+        ]
+    return _C.hierarchical_schedule(inner, groups, shards)
+
+
+def _in_whole_units(run: tuple[int, int], numel: int, unit_numel: int) -> tuple[int, int]:
+    """The run with its borders moved down to multiples of `unit_numel`, but for the last end."""
+    begin, end = (b if b == numel else b - b % unit_numel for b in run)
+    return begin, end
 
 
 def hosts(context: Context) -> list[str]:

@@ -85,9 +85,9 @@ def batch_rates(results: Results, batch: int) -> str:
     return markdown(["method, rate:", *rates], [[label, *line] for label, line in cells.items()])
 
 
-def parity(results: Results, study: str, task: str) -> str:
+def parity(results: Results, study: str, task: str, file: str = "parity") -> str:
     """The candidates at 64 and 128 workers."""
-    rows = select(results["parity"], study=study, task=task)
+    rows = select(results[file], study=study, task=task)
     reference = reference_of(rows)
     exact = [estimate(reference).text(), "", _loss(reference), "", "0"]
     lines = [[ALL_REDUCE, "any", "1.98", *exact]]
@@ -140,6 +140,18 @@ def processes(results: Results) -> str:
     return markdown([*header, "- all-reduce", "loss - all-reduce"], sorted(lines, key=str))
 
 
+def rounding(results: Results) -> str:
+    """Distance of the replicas by each rule of rounding to int8 blocks."""
+    rows = results["int8_rounding"]
+    noises = list(dict.fromkeys(row["noise"] for row in rows))
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        cells.setdefault(row["rule"], []).append(f"{row['distance']:.2f}")
+    drifts = {rule: max(r["drift"] for r in rows if r["rule"] == rule) for rule in cells}
+    lines = [[rule, *line, f"{drifts[rule]:.0e}"] for rule, line in cells.items()]
+    return markdown(["rule, noise of a step:", *noises, "largest drift of the mean"], lines)
+
+
 def consensus(results: Results) -> str:
     """Steady-state distance, expected and measured."""
     lines = []
@@ -173,6 +185,8 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "parity-digits": partial(parity, study="parity", task="digits"),
     "parity-characters": partial(parity, study="parity", task="characters"),
     "processes": processes,
+    "wires": partial(parity, study="wires", task="digits", file="wires"),
+    "int8-rounding": rounding,
     "consensus": consensus,
     "time": step_times,
 }

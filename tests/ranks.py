@@ -117,12 +117,13 @@ class DenseMixing:
         """One round."""
         for index, per_rank in enumerate(zip(*self._segments, strict=True)):
             matrix = torch.from_numpy(mixing_matrix(self._schedule, self.rounds, index))
-            for tensors in zip(*(segment.parameters for segment in per_rank), strict=True):
-                exact = torch.stack([t.detach().double() for t in tensors])
-                sent = quantized(exact, self._wire)
-                mixed = exact + torch.einsum("ij,j...->i...", matrix, sent) - sent
-                for tensor, value in zip(tensors, mixed, strict=True):
-                    tensor.copy_(value)
+            tensors = [list(segment.parameters) for segment in per_rank]
+            exact = torch.stack([torch.cat([t.flatten() for t in own]) for own in tensors]).double()
+            sent = quantized(exact, self._wire)
+            for own, mixed in zip(tensors, exact + matrix @ sent - sent, strict=True):
+                parts = mixed.split([t.numel() for t in own])
+                for tensor, part in zip(own, parts, strict=True):
+                    tensor.copy_(part.view_as(tensor))
         self.rounds += 1
 
 

@@ -45,7 +45,7 @@ def test_an_unknown_gossip_names_the_presets(gossip: Any) -> None:
             {"overlap": "fused"},
             "overlap: expected one of 'backward', 'forward', 'none', got 'fused'",
         ),
-        ({"wire": "int4"}, "wire: expected one of 'fp32', 'bf16', 'fp16', got 'int4'"),
+        ({"wire": "int4"}, "wire: expected one of 'fp32', 'bf16', 'fp16', 'int8', got 'int4'"),
         ({"segments": "layers"}, "segments: expected 'blocks' or a size in bytes >= 1"),
         ({"segments": 0}, "segments: expected 'blocks' or a size in bytes >= 1, got 0"),
         ({"segments": True}, "segments: expected 'blocks' or a size in bytes >= 1, got True"),

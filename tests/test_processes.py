@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from crossover_comm.segments import cut, trainable_parameters
 SIZES = (2, 3, 4, 5, 8)
 TRANSPORTS = ("shm", "tcp")
 BF16_STEP = 2.0**-8
+INT8_STEP = 1 / 127  # of the largest magnitude
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -38,11 +40,12 @@ def tolerance(case: Case, wanted: dict[str, torch.Tensor]) -> float:
     """How far a parameter may be from the reference.
 
     With one peer of weight 1/2 each mix rounds once, like the reference, so that both send the same
-    bf16. Sums over several peers differ by fp32 rounding, which may turn into one step of bf16.
+    bits. Sums over several peers differ by fp32 rounding, which may turn into one step of the wire.
     """
     if case.config.wire == "fp32" or case.is_permutation:
         return 2e-6
-    return 2 * BF16_STEP * max(float(value.abs().max()) for value in wanted.values())
+    step = INT8_STEP if case.config.wire == "int8" else BF16_STEP
+    return 2 * step * max(float(value.abs().max()) for value in wanted.values())
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -100,6 +103,13 @@ def test_the_references_of_unlike_trainings_are_far_apart() -> None:
         assert float((ours - theirs).abs().max()) > 1e-2
 
 
+def wire_bytes(wire: str, numel: int) -> int:
+    """Of one message."""
+    if wire == "int8":
+        return numel + 4 * math.ceil(numel / 128)
+    return numel * (4 if wire == "fp32" else 2)
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_permutation_moves_one_model_and_one_message_a_segment_each_round(
     runs_over: dict[str, list[Run]], transport: str
@@ -108,11 +118,11 @@ def test_a_permutation_moves_one_model_and_one_message_a_segment_each_round(
     size = len(runs)
     for case in filter(lambda case: case.is_permutation, cases_of(size)):
         model = case.replicas(size)[0]
-        num_segments = len(cut(model, trainable_parameters(model), case.config.segments))
-        element_bytes = 4 if case.config.wire == "fp32" else 2
-        model_bytes = element_bytes * sum(p.numel() for p in model.parameters())
+        segments = cut(model, trainable_parameters(model), case.config.segments)
+        numels = [sum(p.numel() for p in segment.parameters) for segment in segments]
+        model_bytes = sum(wire_bytes(case.config.wire, numel) for numel in numels)
         for rank in range(size):
             counted = runs[rank][case.name]["counters"]
             for way in ("sent", "received"):
-                assert counted[f"messages_{way}"] == case.num_steps * num_segments, case.name
+                assert counted[f"messages_{way}"] == case.num_steps * len(segments), case.name
                 assert counted[f"payload_{way}_bytes"] == case.num_steps * model_bytes, case.name

@@ -93,6 +93,7 @@ CASES = [
     (3, GossipConfig(topology="complete")),
     (4, GossipConfig(wire="bf16")),
     (4, GossipConfig(wire="fp16")),
+    (4, GossipConfig(wire="int8")),
 ]
 
 

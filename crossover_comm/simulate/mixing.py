@@ -11,7 +11,7 @@ from torch import Tensor
 from crossover_comm import _C
 from crossover_comm.config import Wire
 from crossover_comm.simulate.draws import Exchange, Phase, draw, models_sent
-from crossover_comm.simulate.wires import MODEL_SHARE, quantized
+from crossover_comm.simulate.wires import MODEL_SHARE, quantized, wire_of
 
 __all__ = ["Mixer"]
 
@@ -39,7 +39,7 @@ class Mixer:
     ) -> None:
         self._schedule = schedule
         self.segments = list(segments)
-        self._wire = wire
+        self._wire = wire_of(schedule, wire)
         self.push_sum = schedule.stochasticity == "column"
         self.weights = np.ones((len(self.segments), schedule.size))
 

@@ -56,7 +56,8 @@ constexpr const char* kUsage =
     "  -c, --check 0|1        compare one round with the dense reference (1)\n"
     "  -s, --segments N       of equal bytes (16)\n"
     "  -p, --topology NAME    crossover, exponential, ring or complete (crossover)\n"
-    "  -x, --wire NAME        float32, bfloat16 or float16 (float32)\n"
+    "  -x, --wire NAME        float32, bfloat16, float16 or int8-blocks\n"
+    "                         (float32)\n"
     "  -j, --json FILE        the table as JSON\n";
 
 int64_t parse_number(const std::string& name, const std::string& text) {
@@ -172,7 +173,8 @@ class Model {
 };
 
 /// Elements that differ from W x by more than rounding, after round 0 from fill().
-int64_t count_wrong(const Model& model, const PeerSchedule& schedule, int rank) {
+int64_t count_wrong(const Model& model, const PeerSchedule& schedule, int rank, Dtype wire) {
+  const double step = wire == Dtype::kInt8Blocks ? 12.0 / 127.0 : 0.0;
   int64_t wrong = 0;
   for (uint32_t s = 0; s < model.tensors.size(); ++s) {
     const PeerRow row = schedule.rows({0, s})[rank];
@@ -182,7 +184,8 @@ int64_t count_wrong(const Model& model, const PeerSchedule& schedule, int rank) 
       for (const WeightedPeer& from : row) {
         expected += from.weight * (Model::value(from.peer, k) - own);
       }
-      if (std::abs(model.tensors[s][k] - expected) > 1e-5 * (1.0 + std::abs(expected))) ++wrong;
+      if (std::abs(model.tensors[s][k] - expected) > step + 1e-5 * (1.0 + std::abs(expected)))
+        ++wrong;
     }
   }
   return wrong;
@@ -252,7 +255,8 @@ class Measurement {
     barrier(rank_);
     std::vector<double> own;
     timed_round(id, model, own);
-    own.push_back(options_.check ? static_cast<double>(count_wrong(model, *schedule_, rank_.rank))
+    own.push_back(options_.check ? static_cast<double>(
+                                       count_wrong(model, *schedule_, rank_.rank, options_.wire))
                                  : -1.0);
     for (int i = 0; i < options_.warmup; ++i) round(id, model);
     barrier(rank_);

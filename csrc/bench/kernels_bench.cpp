@@ -39,8 +39,8 @@ void pack_floats(benchmark::State& state, Dtype wire) {
     benchmark::DoNotOptimize(
         pack_elements(buffers.x.data(), Dtype::kFloat32, buffers.message(), wire, buffers.numel()));
   }
-  const auto touched = static_cast<int64_t>(sizeof(float) + dtype_bytes(wire));
-  state.SetBytesProcessed(state.iterations() * buffers.numel() * touched);
+  const auto touched = static_cast<int64_t>(packed_bytes(wire, buffers.numel()));
+  state.SetBytesProcessed(state.iterations() * (state.range(0) + touched));
 }
 
 void average_floats(benchmark::State& state) {
@@ -56,7 +56,7 @@ void average_floats(benchmark::State& state) {
 
 void mix_floats(benchmark::State& state, Dtype wire, int num_messages) {
   Buffers buffers(state.range(0));
-  std::vector<std::byte> message(buffers.x.size() * dtype_bytes(wire));
+  std::vector<std::byte> message(packed_bytes(wire, buffers.numel()));
   pack_elements(buffers.y.data(), Dtype::kFloat32, message.data(), wire, buffers.numel());
   const std::vector<MixInput> inputs(static_cast<size_t>(num_messages),
                                      {message.data(), wire, 1.0 / (num_messages + 1)});
@@ -64,21 +64,23 @@ void mix_floats(benchmark::State& state, Dtype wire, int num_messages) {
     mix_elements(buffers.x.data(), Dtype::kFloat32, wire, inputs, buffers.numel());
     benchmark::ClobberMemory();
   }
-  const auto touched = static_cast<int64_t>(2 * sizeof(float) +
-                                            static_cast<size_t>(num_messages) * dtype_bytes(wire));
-  state.SetBytesProcessed(state.iterations() * buffers.numel() * touched);
+  const auto read = num_messages * static_cast<int64_t>(message.size());
+  state.SetBytesProcessed(state.iterations() * (2 * state.range(0) + read));
 }
 
 BENCHMARK(memcpy_floats)->Arg(kLarge)->Arg(kWindow);
 BENCHMARK_CAPTURE(pack_floats, float32, Dtype::kFloat32)->Arg(kLarge)->Arg(kWindow);
 BENCHMARK_CAPTURE(pack_floats, bfloat16, Dtype::kBfloat16)->Arg(kLarge)->Arg(kWindow);
 BENCHMARK_CAPTURE(pack_floats, float16, Dtype::kFloat16)->Arg(kLarge)->Arg(kWindow);
+BENCHMARK_CAPTURE(pack_floats, int8, Dtype::kInt8Blocks)->Arg(kLarge)->Arg(kWindow);
 BENCHMARK(average_floats)->Arg(kLarge)->Arg(kWindow);
 BENCHMARK_CAPTURE(mix_floats, float32, Dtype::kFloat32, 1)->Arg(kLarge)->Arg(kWindow);
 BENCHMARK_CAPTURE(mix_floats, bfloat16, Dtype::kBfloat16, 1)->Arg(kLarge)->Arg(kWindow);
 BENCHMARK_CAPTURE(mix_floats, float16, Dtype::kFloat16, 1)->Arg(kLarge)->Arg(kWindow);
+BENCHMARK_CAPTURE(mix_floats, int8, Dtype::kInt8Blocks, 1)->Arg(kLarge)->Arg(kWindow);
 BENCHMARK_CAPTURE(mix_floats, float32_two, Dtype::kFloat32, 2)->Arg(kLarge)->Arg(kWindow);
 BENCHMARK_CAPTURE(mix_floats, bfloat16_two, Dtype::kBfloat16, 2)->Arg(kLarge)->Arg(kWindow);
+BENCHMARK_CAPTURE(mix_floats, int8_two, Dtype::kInt8Blocks, 2)->Arg(kLarge)->Arg(kWindow);
 
 }  // namespace
 }  // namespace crossover

@@ -11,13 +11,13 @@ void Device::widen(const PackSpec& spec, DeviceBuffer& scratch, DeviceBuffer& wo
   const int64_t numel = spec.slice.numel();
   const bool wide = spec.tensors.dtype == Dtype::kFloat64;
   const Dtype dtype = wide ? Dtype::kFloat64 : Dtype::kFloat32;
-  const size_t packed_bytes = static_cast<size_t>(numel) * dtype_bytes(spec.wire);
-  const size_t work_bytes = static_cast<size_t>(numel) * dtype_bytes(dtype);
-  check(packed_bytes <= scratch.size_bytes() && work_bytes <= work.size_bytes(),
+  const size_t message_bytes = packed_bytes(spec.wire, numel);
+  const size_t work_bytes = packed_bytes(dtype, numel);
+  check(message_bytes <= scratch.size_bytes() && work_bytes <= work.size_bytes(),
         "widen() is given buffers of sufficient size");
   const auto packed = source(spec);
-  for (size_t at = 0; at < packed_bytes;) {
-    at += packed->produce({scratch.data() + at, packed_bytes - at});
+  for (size_t at = 0; at < message_bytes;) {
+    at += packed->produce({scratch.data() + at, message_bytes - at});
   }
   std::memset(work.data(), 0, work_bytes);
   void* const address = work.data();

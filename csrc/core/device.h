@@ -64,7 +64,8 @@ struct TensorList {
   StreamHandle stream = 0;         // the user's tensors: the stream on which mix() writes them
 };
 
-/// What packs a slice of tensors into a message.
+/// What packs a slice of tensors into a message. The slice begins at a multiple of unit_numel(wire)
+/// elements and ends at one or with the tensors.
 struct PackSpec {
   TensorList tensors;
   Slice slice;

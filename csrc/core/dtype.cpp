@@ -11,10 +11,11 @@ struct Named {
   Dtype dtype;
   std::string_view name;
 };
-constexpr std::array<Named, 4> kNames{{{Dtype::kFloat32, "float32"},
+constexpr std::array<Named, 5> kNames{{{Dtype::kFloat32, "float32"},
                                        {Dtype::kFloat64, "float64"},
                                        {Dtype::kFloat16, "float16"},
-                                       {Dtype::kBfloat16, "bfloat16"}}};
+                                       {Dtype::kBfloat16, "bfloat16"},
+                                       {Dtype::kInt8Blocks, "int8-blocks"}}};
 
 }  // namespace
 

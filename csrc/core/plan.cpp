@@ -14,6 +14,9 @@ void check_segment(const Segment& segment, size_t index) {
                           std::to_string(segment.tensors.size()) + " names for " +
                           std::to_string(segment.numels.size()) + " tensors");
   }
+  if (segment.dtype == Dtype::kInt8Blocks) {
+    throw InvalidArgument(where + "expected a floating type, got int8-blocks, a wire's type");
+  }
   for (size_t i = 0; i < segment.numels.size(); ++i) {
     if (segment.numels[i] >= 0) continue;
     throw InvalidArgument(where + "tensor '" + segment.tensors[i] +
@@ -54,7 +57,7 @@ SegmentPlan::SegmentPlan(std::vector<Segment> segments, Dtype wire,
 int64_t SegmentPlan::wire_bytes() const {
   int64_t total = 0;
   for (uint32_t i = 0; i < segments_.size(); ++i) {
-    total += segments_[i].numel() * static_cast<int64_t>(dtype_bytes(wire(i)));
+    total += static_cast<int64_t>(packed_bytes(wire(i), segments_[i].numel()));
   }
   return total;
 }

@@ -33,7 +33,7 @@ class SegmentPlan {
   std::span<const Segment> segments() const { return segments_; }
   const Segment& segment(uint32_t index) const { return segments_[index]; }
   std::span<const uint32_t> issue_order() const { return issue_order_; }
-  /// Element type of segment `index` on the wire.
+  /// Element type of segment `index` on the wire, in programs that keep what Q takes.
   Dtype wire(uint32_t index) const { return wire_dtype(segments_[index].dtype, wire_); }
   /// Index of the segment's first tensor in a flat list over all segments in model order.
   size_t first_tensor(uint32_t index) const { return first_tensor_[index]; }

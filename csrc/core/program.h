@@ -6,6 +6,10 @@
 
 namespace crossover {
 
+/// Slices within a segment begin and end at its multiples, or at the segment's end: they stay
+/// aligned, and blocks of an int8 wire stay whole.
+inline constexpr int64_t kSliceUnitNumel = 128;
+
 /// Elements [begin, end) of a segment: its tensors laid end to end in plan order.
 struct Slice {
   int64_t begin = 0;
@@ -50,6 +54,8 @@ struct Program {
   /// have received the same values hold equal tensors, whatever they held before. Copies travel in
   /// the wire's type then, else in that of the ranks' sums, uncast.
   bool replaces = false;
+  /// The ranks end with the same bits: what Q takes from an average is kept by nobody.
+  bool same_bits = false;
 };
 
 }  // namespace crossover

@@ -46,7 +46,6 @@ std::string describe_segment(const SegmentPlan& plan, uint32_t segment) {
 
 SegmentExchange::SegmentExchange(const ExchangeContext& context)
     : context_(context),
-      wire_(context.plan.wire(context.segment)),
       is_push_sum_(context.schedule.stochasticity() == Stochasticity::kColumn),
       notes_(context.device.notes(context.plan.segment(context.segment).numels)) {}
 
@@ -59,6 +58,14 @@ Dtype SegmentExchange::work_dtype() const {
   return wide ? Dtype::kFloat64 : Dtype::kFloat32;
 }
 
+// Blocks are too coarse for an average whose rounding nobody keeps.
+Dtype SegmentExchange::round_wire() const {
+  const Dtype wire = context_.plan.wire(context_.segment);
+  const bool keeps_rounding = !program_.replaces && !program_.same_bits;
+  if (wire != Dtype::kInt8Blocks || keeps_rounding) return wire;
+  return wire_dtype(context_.plan.segment(context_.segment).dtype, Dtype::kBfloat16);
+}
+
 bool SegmentExchange::mixes_in_place() const {
   const size_t num_phases = program_.phases.size();
   return num_phases == 0 || (num_phases == 1 && !program_.phases[0].copies && !program_.replaces);
@@ -69,7 +76,7 @@ Dtype SegmentExchange::message_dtype(uint32_t phase) const {
 }
 
 uint64_t SegmentExchange::message_bytes(uint32_t phase, const Slice& slice) const {
-  return static_cast<uint64_t>(slice.numel()) * dtype_bytes(message_dtype(phase));
+  return packed_bytes(message_dtype(phase), slice.numel());
 }
 
 TensorList SegmentExchange::tensors(std::span<void* const> addresses, StreamHandle stream) const {
@@ -103,6 +110,7 @@ void SegmentExchange::prepare(uint64_t round, Transport& transport, OperationTab
   begun_ = false;
   phase_ = 0;
   program_ = context_.schedule.program({round, context_.segment}, numel, context_.rank);
+  wire_ = round_wire();
   check(!is_push_sum_ || program_.phases.size() <= 1, "push-sum has programs of one phase");
   awaited_.assign(program_.phases.size(), 0);
   for (uint32_t phase = 0; phase < kPhasesAhead; ++phase) announce(phase, transport, operations);
@@ -136,8 +144,8 @@ bool SegmentExchange::begin(std::span<void* const> addresses, std::shared_ptr<Fe
 
 void SegmentExchange::copy_to_work() {
   const Slice whole{0, context_.plan.segment(context_.segment).numel()};
-  reserve(packed_, static_cast<size_t>(whole.numel()) * dtype_bytes(wire_), context_.device);
-  reserve(work_, static_cast<size_t>(whole.numel()) * dtype_bytes(work_dtype()), context_.device);
+  reserve(packed_, packed_bytes(wire_, whole.numel()), context_.device);
+  reserve(work_, packed_bytes(work_dtype(), whole.numel()), context_.device);
   work_address_ = work_->data();
   work_numel_ = whole.numel();
   context_.device.widen(pack_spec(tensors(addresses_), whole, wire_), *packed_, *work_);
@@ -205,7 +213,7 @@ std::vector<WeightedMessage> SegmentExchange::own_values(uint32_t phase) {
   if (wire_ == work_dtype()) return values;  // nothing is rounded
   for (const Receive& receive : program_.phases[phase].receives) {
     if (!is_own(receive) || receive.slice.numel() == 0) continue;
-    const auto begin = static_cast<size_t>(receive.slice.begin) * dtype_bytes(work_dtype());
+    const size_t begin = packed_bytes(work_dtype(), receive.slice.begin);
     values.push_back(
         {work_->data() + begin, receive.slice, work_dtype(), receive.weight, work_.get()});
   }

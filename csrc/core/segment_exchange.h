@@ -101,6 +101,7 @@ class SegmentExchange {
   MessageTag tag(uint32_t phase) const;
   bool mixes_in_place() const;
   Dtype work_dtype() const;
+  Dtype round_wire() const;
   Dtype message_dtype(uint32_t phase) const;
   uint64_t message_bytes(uint32_t phase, const Slice& slice) const;
   TensorList tensors(std::span<void* const> addresses, StreamHandle stream = 0) const;
@@ -121,7 +122,7 @@ class SegmentExchange {
   static void reserve(std::unique_ptr<DeviceBuffer>& buffer, size_t bytes, Device& device);
 
   const ExchangeContext context_;
-  const Dtype wire_;
+  Dtype wire_ = Dtype::kFloat32;  // of this round
   const bool is_push_sum_;
   double weight_ = 1.0;
   uint64_t round_ = 0;

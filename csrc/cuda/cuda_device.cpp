@@ -140,7 +140,7 @@ void CudaDevice::enqueue_mix(const TensorList& tensors, MixLaunch launch,
   if (to_user) refuse_capture(stream, "wait");
   const BoundTensors bound = bind_for_mix(tensors, launch.slice, stream);
   launch.table = bound.table;
-  launch.tiles = bound.tiles;
+  launch.tiles = goes_by_blocks(launch.own) ? segment_tiles(launch.slice) : bound.tiles;
   launch.cancelled = reinterpret_cast<const uint32_t*>(cancellation_->flag.data());
   for (const WeightedMessage& message : messages) as_cuda(*message.buffer).written().hold(stream);
   auto* notes = static_cast<CudaNotes*>(tensors.notes);
@@ -156,9 +156,8 @@ void CudaDevice::widen(const PackSpec& spec, DeviceBuffer& scratch, DeviceBuffer
   const bool wide = spec.tensors.dtype == Dtype::kFloat64;
   const Dtype dtype = wide ? Dtype::kFloat64 : Dtype::kFloat32;
   const int64_t numel = spec.slice.numel();
-  const auto count = static_cast<size_t>(numel);
-  check(count * dtype_bytes(spec.wire) <= scratch.size_bytes() &&
-            count * dtype_bytes(dtype) <= work.size_bytes(),
+  check(packed_bytes(spec.wire, numel) <= scratch.size_bytes() &&
+            packed_bytes(dtype, numel) <= work.size_bytes(),
         "widen() is given buffers of sufficient size");
   Packer& packer = parts_->packer;
   as_cuda(work).read().hold(packer.stream());

@@ -7,7 +7,7 @@ namespace crossover {
 CudaSource::CudaSource(CudaParts& parts, const PackSpec& spec)
     : parts_(parts),
       element_bytes_(dtype_bytes(spec.wire)),
-      num_bytes_(static_cast<size_t>(spec.slice.numel()) * element_bytes_) {
+      num_bytes_(packed_bytes(spec.wire, spec.slice.numel())) {
   const DeviceScope scope(*parts_.runtime, parts_.ordinal);
   buffer_ = parts_.packer.take_buffer(num_bytes_);
   result_ = parts_.packer.pack(spec, buffer_->data());

@@ -83,9 +83,7 @@ BoundTensors bind_single(std::byte* data, int64_t numel, const Slice& slice) {
         "a slice lies within its tensor");
   BoundTensors bound;
   bound.table.only = {data, 0, numel, 0};
-  if (slice.begin == slice.end) return bound;
-  const int64_t first = slice.begin / kTileNumel;
-  bound.tiles = {static_cast<uint32_t>(first), static_cast<uint32_t>(num_tiles(slice.end) - first)};
+  bound.tiles = segment_tiles(slice);
   return bound;
 }
 
@@ -97,6 +95,7 @@ BoundTensors bind_noted(const TensorList& tensors, const Slice& slice, AddressTa
   if (bound.tiles.count == 0) return bound;
   bound.table.tensors = addresses.prepare(tensors.addresses, stream);
   bound.table.tensor_of_tile = notes.tensor_of_tile();
+  bound.table.num_tensors = static_cast<uint32_t>(tensors.numels.size());
   return bound;
 }
 

@@ -11,10 +11,15 @@ Dtype arithmetic(Dtype tensor) {
 
 }  // namespace
 
-bool can_pack(Dtype from, Dtype to) { return from == to || is_narrow(from) != is_narrow(to); }
+bool can_pack(Dtype from, Dtype to) {
+  if (goes_by_blocks(to)) return !goes_by_blocks(from);
+  if (goes_by_blocks(from)) return !is_narrow(to);
+  return from == to || is_narrow(from) != is_narrow(to);
+}
 
 bool can_mix(Dtype tensor, Dtype own, Dtype message) {
-  const bool sends = own == tensor || (!is_narrow(tensor) && is_narrow(own));
+  if (goes_by_blocks(tensor)) return false;
+  const bool sends = own == tensor || goes_by_blocks(own) || (!is_narrow(tensor) && is_narrow(own));
   return sends && (message == own || message == arithmetic(tensor));
 }
 

@@ -23,7 +23,7 @@ struct NonFiniteFound {
 /// out[k] = Q(x[slice.begin + k]), rounded once to nearest even.
 struct PackLaunch {
   TensorTable table;
-  TileRange tiles;
+  TileRange tiles;  // those of the tensors; goes_by_blocks(): segment_tiles()
   Slice slice;
   std::byte* out = nullptr;
   NonFiniteFound* found = nullptr;  // null: not counted
@@ -40,8 +40,8 @@ struct MixMessage {
 /// Device::mix() or replace() of device.h over messages of one type.
 struct MixLaunch {
   TensorTable table;
-  TileRange tiles;
-  Slice slice;  // from the first element of any message to the last
+  TileRange tiles;  // as for packs
+  Slice slice;      // from the first element of any message to the last
   Dtype tensor = Dtype::kFloat32;
   Dtype own = Dtype::kFloat32;      // what this rank sends
   Dtype message = Dtype::kFloat32;  // what the messages hold
@@ -55,6 +55,9 @@ struct MixLaunch {
 /// float32 and float64 copies that programs of several phases work on.
 bool can_pack(Dtype from, Dtype to);
 bool can_mix(Dtype tensor, Dtype own, Dtype message);
+/// Whether a kernel for this wire works on blocks of the segment. Slices are then cut at their
+/// borders.
+inline bool goes_by_blocks(Dtype wire) { return wire == Dtype::kInt8Blocks; }
 
 /// Launches on the calling thread's device; a cudaError_t, 0 for success. No tiles: no launch. The
 /// types are ones for which a kernel exists.

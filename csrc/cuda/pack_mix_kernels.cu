@@ -1,5 +1,6 @@
 #include <cuda_runtime_api.h>
 
+#include "cuda/block_kernels.cuh"
 #include "cuda/elements.cuh"
 #include "cuda/kernels.h"
 
@@ -257,6 +258,7 @@ constexpr Dtype kF32 = Dtype::kFloat32;
 constexpr Dtype kF64 = Dtype::kFloat64;
 constexpr Dtype kF16 = Dtype::kFloat16;
 constexpr Dtype kBf16 = Dtype::kBfloat16;
+constexpr Dtype kI8 = Dtype::kInt8Blocks;
 
 const PackKernel kPackKernels[] = {
     {kF32, kF32, pack<Float32, Float32>},   {kF32, kF16, pack<Float32, Float16>},
@@ -265,6 +267,9 @@ const PackKernel kPackKernels[] = {
     {kF16, kF16, pack<Float16, Float16>},   {kF16, kF32, pack<Float16, Float32>},
     {kF16, kF64, pack<Float16, Float64>},   {kBf16, kBf16, pack<Bfloat16, Bfloat16>},
     {kBf16, kF32, pack<Bfloat16, Float32>}, {kBf16, kF64, pack<Bfloat16, Float64>},
+    {kF32, kI8, pack_blocks<Float32>},      {kF64, kI8, pack_blocks<Float64>},
+    {kF16, kI8, pack_blocks<Float16>},      {kBf16, kI8, pack_blocks<Bfloat16>},
+    {kI8, kF32, unpack_blocks<Float32>},    {kI8, kF64, unpack_blocks<Float64>},
 };
 
 struct MixKernel {
@@ -289,6 +294,14 @@ const MixKernel kMixKernels[] = {
     {kF16, kF16, kF32, mix<Float16, Float16, Float32>},
     {kBf16, kBf16, kBf16, mix<Bfloat16, Bfloat16, Bfloat16>},
     {kBf16, kBf16, kF32, mix<Bfloat16, Bfloat16, Float32>},
+    {kF32, kI8, kI8, mix_blocks<Float32, Int8Blocks>},
+    {kF32, kI8, kF32, mix_blocks<Float32, Float32>},
+    {kF64, kI8, kI8, mix_blocks<Float64, Int8Blocks>},
+    {kF64, kI8, kF64, mix_blocks<Float64, Float64>},
+    {kF16, kI8, kI8, mix_blocks<Float16, Int8Blocks>},
+    {kF16, kI8, kF32, mix_blocks<Float16, Float32>},
+    {kBf16, kI8, kI8, mix_blocks<Bfloat16, Int8Blocks>},
+    {kBf16, kI8, kF32, mix_blocks<Bfloat16, Float32>},
 };
 
 const PackKernel* find_pack(Dtype from, Dtype to) {

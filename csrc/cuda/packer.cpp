@@ -70,6 +70,7 @@ std::shared_ptr<PackResult> Packer::take_result() {
 BoundTensors Packer::bind(const PackSpec& spec) {
   const TensorList& tensors = spec.tensors;
   check(can_pack(tensors.dtype, spec.wire), "a tensor travels in its type or a narrower one");
+  check(spec.slice.begin % unit_numel(spec.wire) == 0, "a slice begins with a unit of its codec");
   if (tensors.notes != nullptr) {
     AddressTable& addresses = static_cast<CudaNotes&>(*tensors.notes).for_packs();
     return bind_noted(tensors, spec.slice, addresses, stream());
@@ -84,7 +85,7 @@ std::shared_ptr<PackResult> Packer::pack(const PackSpec& spec, std::byte* out) {
   result->begin(spec);
   PackLaunch launch;
   launch.table = bound.table;
-  launch.tiles = bound.tiles;
+  launch.tiles = goes_by_blocks(spec.wire) ? segment_tiles(spec.slice) : bound.tiles;
   launch.slice = spec.slice;
   launch.out = out;
   launch.found = reinterpret_cast<NonFiniteFound*>(result->counter_.data());

@@ -35,6 +35,7 @@ struct TensorEntry {
 struct TensorTable {
   const TensorEntry* tensors = nullptr;
   const uint32_t* tensor_of_tile = nullptr;
+  uint32_t num_tensors = 1;
   TensorEntry only;  // the one tensor, if tensor_of_tile is null: needs no memory on the device
 };
 
@@ -53,6 +54,14 @@ struct TilePart {
 
 CROSSOVER_HOST_DEVICE constexpr int64_t num_tiles(int64_t numel) {
   return (numel + kTileNumel - 1) / kTileNumel;
+}
+
+/// Tiles for kernels that go by blocks of the segment, whichever tensors they lie in: tile i holds
+/// the segment's elements from i kTileNumel on.
+CROSSOVER_HOST_DEVICE constexpr TileRange segment_tiles(const Slice& slice) {
+  if (slice.begin == slice.end) return {};
+  const int64_t first = slice.begin / kTileNumel;
+  return {static_cast<uint32_t>(first), static_cast<uint32_t>(num_tiles(slice.end) - first)};
 }
 
 /// `tensor` holds tile `tile`; the slice is in elements of the segment.

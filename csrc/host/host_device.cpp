@@ -12,53 +12,13 @@
 
 #include "core/error.h"
 #include "host/kernels.h"
+#include "host/tensor_walk.h"
 
 namespace crossover {
 namespace {
 
 constexpr size_t kAlignmentBytes = 256;
 constexpr int64_t kScratchNumel = 1024;
-
-void check_slice(const TensorList& tensors, Slice slice) {
-  check(tensors.addresses.size() == tensors.numels.size(), "an address per tensor");
-  check(slice.begin >= 0 && slice.numel() >= 0 && slice.end <= total_numel(tensors),
-        "a slice lies within its tensors");
-}
-
-/// Walks a slice of tensors laid end to end, one tensor's run of elements at a time.
-class TensorWalk {
- public:
-  struct Run {
-    std::byte* data;
-    int64_t numel;
-    size_t tensor;
-  };
-
-  TensorWalk(const TensorList& tensors, Slice slice)
-      : tensors_(tensors), offset_(slice.begin), remaining_(slice.numel()) {
-    check_slice(tensors, slice);
-  }
-
-  int64_t remaining() const { return remaining_; }
-
-  /// The next 1 to `max_numel` elements; remaining() and `max_numel` are not 0.
-  Run next(int64_t max_numel) {
-    while (offset_ >= tensors_.numels[tensor_]) offset_ -= tensors_.numels[tensor_++];
-    const int64_t numel = std::min({max_numel, remaining_, tensors_.numels[tensor_] - offset_});
-    auto* data = static_cast<std::byte*>(tensors_.addresses[tensor_]);
-    const Run run{data + static_cast<size_t>(offset_) * dtype_bytes(tensors_.dtype), numel,
-                  tensor_};
-    offset_ += numel;
-    remaining_ -= numel;
-    return run;
-  }
-
- private:
-  TensorList tensors_;
-  size_t tensor_ = 0;
-  int64_t offset_;  // within the tensor; may be past its end
-  int64_t remaining_;
-};
 
 class HostBuffer final : public DeviceBuffer {
  public:
@@ -85,32 +45,39 @@ class HostSource final : public MessageSource {
  public:
   HostSource(PackSpec spec, std::atomic<int64_t>& non_finite_found)
       : spec_(std::move(spec)),
-        walk_(spec_.tensors, spec_.slice),
+        walk_(spec_.tensors, spec_.slice, unit_numel(spec_.wire)),
         non_finite_found_(non_finite_found) {}
 
-  size_t num_bytes() const override {
-    return static_cast<size_t>(spec_.slice.numel()) * dtype_bytes(spec_.wire);
-  }
+  size_t num_bytes() const override { return packed_bytes(spec_.wire, spec_.slice.numel()); }
 
   size_t produce(std::span<std::byte> out) override {
-    const size_t element_bytes = dtype_bytes(spec_.wire);
-    auto room = static_cast<int64_t>(out.size() / element_bytes);
-    std::byte* to = out.data();
-    while (room > 0 && walk_.remaining() > 0) {
+    size_t made = 0;
+    while (walk_.remaining() > 0) {
+      const int64_t room = numel_that_fits(out.size() - made);
+      if (room == 0) break;
       const TensorWalk::Run run = walk_.next(room);
-      const int64_t found = pack_elements(run.data, spec_.tensors.dtype, to, spec_.wire, run.numel);
+      const int64_t found =
+          pack_elements(run.data, spec_.tensors.dtype, out.data() + made, spec_.wire, run.numel);
       if (found > 0) note_non_finite(found, run.tensor);
-      to += static_cast<size_t>(run.numel) * element_bytes;
-      room -= run.numel;
+      made += packed_bytes(spec_.wire, run.numel);
     }
-    return static_cast<size_t>(to - out.data());
+    return made;
   }
 
  private:
+  /// Whole units of the codec in so many bytes; all that remains if it fits.
+  int64_t numel_that_fits(size_t num_bytes) const {
+    if (packed_bytes(spec_.wire, walk_.remaining()) <= num_bytes) return walk_.remaining();
+    const int64_t unit = unit_numel(spec_.wire);
+    return static_cast<int64_t>(num_bytes / packed_bytes(spec_.wire, unit)) * unit;
+  }
+
+  /// `tensor`: the first that may hold them; blocks may span several.
   void note_non_finite(int64_t found, size_t tensor) {
     non_finite_found_.fetch_add(found, std::memory_order_relaxed);
     if (spec_.non_finite == NonFinitePolicy::kIgnore) return;
-    const int64_t in_tensor = count_in_tensor(tensor);
+    int64_t in_tensor = 0;
+    while ((in_tensor = count_in_tensor(tensor)) == 0) ++tensor;
     const std::string name = spec_.names.empty() ? "tensor " + std::to_string(tensor)
                                                  : "parameter '" + spec_.names[tensor] + "'";
     throw NonFiniteError(
@@ -172,20 +139,27 @@ std::vector<MixInput> inputs_over(Slice slice, std::span<const WeightedMessage> 
   std::vector<MixInput> inputs;
   for (const WeightedMessage& message : messages) {
     if (message.slice.begin > slice.begin || message.slice.end < slice.end) continue;
-    const auto skipped = static_cast<size_t>(slice.begin - message.slice.begin);
+    const int64_t skipped = slice.begin - message.slice.begin;
     inputs.push_back(
-        {message.data + skipped * dtype_bytes(message.dtype), message.dtype, message.weight});
+        {message.data + packed_bytes(message.dtype, skipped), message.dtype, message.weight});
   }
   return inputs;
 }
 
-void mix_slice(TensorWalk walk, Dtype dtype, Dtype own, std::vector<MixInput> inputs) {
+/// Elements that are mixed together.
+int64_t unit_of(Dtype own, std::span<const MixInput> inputs) {
+  int64_t unit = unit_numel(own);
+  for (const MixInput& input : inputs) unit = std::max(unit, unit_numel(input.dtype));
+  return unit;
+}
+
+void mix_slice(const TensorList& tensors, Slice slice, Dtype own, std::vector<MixInput> inputs) {
+  TensorWalk walk(tensors, slice, unit_of(own, inputs));
   while (walk.remaining() > 0) {
     const TensorWalk::Run run = walk.next(walk.remaining());
-    mix_elements(run.data, dtype, own, inputs, run.numel);
-    for (MixInput& input : inputs) {
-      input.data += static_cast<size_t>(run.numel) * dtype_bytes(input.dtype);
-    }
+    mix_elements(run.data, tensors.dtype, own, inputs, run.numel);
+    walk.write_back();
+    for (MixInput& input : inputs) input.data += packed_bytes(input.dtype, run.numel);
   }
 }
 
@@ -212,7 +186,7 @@ void HostDevice::mix(const TensorList& tensors, Dtype own,
     const Slice slice{borders[k - 1], borders[k]};
     std::vector<MixInput> inputs = inputs_over(slice, messages);
     if (inputs.empty()) continue;
-    mix_slice(TensorWalk(tensors, slice), tensors.dtype, own, std::move(inputs));
+    mix_slice(tensors, slice, own, std::move(inputs));
   }
 }
 
@@ -221,10 +195,12 @@ void HostDevice::replace(const TensorList& tensors, Dtype /*own*/,
   for (const WeightedMessage& message : messages) check_slice(tensors, message.slice);
   for (const WeightedMessage& message : messages) {
     const std::byte* from = message.data;
-    for (TensorWalk walk(tensors, message.slice); walk.remaining() > 0;) {
+    TensorWalk walk(tensors, message.slice, unit_numel(message.dtype));
+    while (walk.remaining() > 0) {
       const TensorWalk::Run run = walk.next(walk.remaining());
       pack_elements(from, message.dtype, run.data, tensors.dtype, run.numel);
-      from += static_cast<size_t>(run.numel) * dtype_bytes(message.dtype);
+      walk.write_back();
+      from += packed_bytes(message.dtype, run.numel);
     }
   }
 }
@@ -236,15 +212,15 @@ int64_t total_numel(const TensorList& tensors) {
 }
 
 int64_t pack_tensors(const TensorList& tensors, Dtype wire, std::span<std::byte> out) {
-  TensorWalk walk(tensors, {0, total_numel(tensors)});
-  check(out.size() == static_cast<size_t>(walk.remaining()) * dtype_bytes(wire),
+  TensorWalk walk(tensors, {0, total_numel(tensors)}, unit_numel(wire));
+  check(out.size() == packed_bytes(wire, walk.remaining()),
         "the buffer has the size of the packed tensors");
   std::byte* to = out.data();
   int64_t non_finite = 0;
   while (walk.remaining() > 0) {
     const TensorWalk::Run run = walk.next(walk.remaining());
     non_finite += pack_elements(run.data, tensors.dtype, to, wire, run.numel);
-    to += static_cast<size_t>(run.numel) * dtype_bytes(wire);
+    to += packed_bytes(wire, run.numel);
   }
   return non_finite;
 }

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "host/kernel_blocks.h"
 #include "host/kernel_elements.h"
 #include "host/kernel_table.h"
 
@@ -142,6 +143,26 @@ void mix_one(std::byte* __restrict x, const std::byte* __restrict message, doubl
   }
 }
 
+/// The same by blocks of the int8 wire.
+template <bool kTaken, class T>
+void mix_one_by_blocks(std::byte* __restrict x, const std::byte* __restrict message, double weight,
+                       int64_t numel) {
+  using A = typename T::Arithmetic;
+  const A w = static_cast<A>(weight);
+  alignas(64) float own[kInt8BlockNumel];
+  alignas(64) float other[kInt8BlockNumel];
+  for (int64_t begin = 0; begin < numel; begin += kInt8BlockNumel) {
+    const int64_t n = part_of_block(begin, numel);
+    load_block<T>(own, x + begin * kElementBytes<T>, n);
+    quantize_block(own, own);
+    decode_block(other, block_at(message, begin), n);
+    for (int64_t k = 0; k < n; ++k) {
+      const A value = T::template decode<A>(load<T>(x, begin + k));
+      store<T>(x, begin + k, T::encode(with_message<kTaken>(value, w, A{other[k]}, A{own[k]})));
+    }
+  }
+}
+
 /// A block of a tensor on its way: the sum so far, and what this rank sends.
 template <class A>
 struct MixBlock {
@@ -154,7 +175,16 @@ void begin_block(MixBlock<A>& block, const std::byte* x, int64_t numel) {
   for (int64_t k = 0; k < numel; ++k) {
     const A value = T::template decode<A>(load<T>(x, k));
     block.sum[k] = value;
-    block.own[k] = quantized<Own>(value);
+    if constexpr (!__is_same(Own, Int8Blocks)) block.own[k] = quantized<Own>(value);
+  }
+  if constexpr (__is_same(Own, Int8Blocks)) {
+    static_assert(kBlockNumel % kInt8BlockNumel == 0);
+    alignas(64) float own[kInt8BlockNumel];
+    for (int64_t begin = 0; begin < numel; begin += kInt8BlockNumel) {
+      load_block<T>(own, x + begin * kElementBytes<T>, part_of_block(begin, numel));
+      quantize_block(own, own);
+      for (int64_t k = 0; k < kInt8BlockNumel; ++k) block.own[begin + k] = own[k];
+    }
   }
 }
 
@@ -163,6 +193,18 @@ void add_elements(MixBlock<A>& block, const std::byte* message, A weight, int64_
   for (int64_t k = 0; k < numel; ++k) {
     const A other = M::template decode<A>(load<M>(message, k));
     block.sum[k] = with_message<kTaken>(block.sum[k], weight, other, block.own[k]);
+  }
+}
+
+template <bool kTaken, class A>
+void add_blocks(MixBlock<A>& block, const std::byte* message, A weight, int64_t numel) {
+  alignas(64) float other[kInt8BlockNumel];
+  for (int64_t begin = 0; begin < numel; begin += kInt8BlockNumel) {
+    const int64_t n = part_of_block(begin, numel);
+    decode_block(other, block_at(message, begin), n);
+    for (int64_t k = begin; k < begin + n; ++k) {
+      block.sum[k] = with_message<kTaken>(block.sum[k], weight, A{other[k - begin]}, block.own[k]);
+    }
   }
 }
 
@@ -189,6 +231,18 @@ void add_input(MixBlock<A>& block, const MixInput& input, int64_t begin, int64_t
       return add_message<Float16>(block, input.data + begin * 2, weight, numel);
     case Dtype::kBfloat16:
       return add_message<Bfloat16>(block, input.data + begin * 2, weight, numel);
+    case Dtype::kInt8Blocks:
+      const auto add = weight == A{1} ? add_blocks<true, A> : add_blocks<false, A>;
+      return add(block, block_at(input.data, begin), weight, numel);
+  }
+}
+
+template <bool kTaken, class T, class Own>
+void mix_single(std::byte* x, const MixInput& input, int64_t numel) {
+  if constexpr (__is_same(Own, Int8Blocks)) {
+    mix_one_by_blocks<kTaken, T>(x, input.data, input.weight, numel);
+  } else {
+    mix_one<kTaken, T, Own>(x, input.data, input.weight, numel);
   }
 }
 
@@ -196,9 +250,8 @@ template <class T, class Own>
 void mix(std::byte* x, const MixInput* inputs, size_t num_inputs, int64_t numel) {
   if (num_inputs == 1 && inputs[0].dtype == Own::kDtype) {
     const bool taken = static_cast<typename T::Arithmetic>(inputs[0].weight) == 1;
-    const auto one = taken ? mix_one<true, T, Own> : mix_one<false, T, Own>;
-    one(x, inputs[0].data, inputs[0].weight, numel);
-    return;
+    const auto one = taken ? mix_single<true, T, Own> : mix_single<false, T, Own>;
+    return one(x, inputs[0], numel);
   }
   MixBlock<typename T::Arithmetic> block;
   for (int64_t begin = 0; begin < numel; begin += kBlockNumel) {
@@ -210,7 +263,7 @@ void mix(std::byte* x, const MixInput* inputs, size_t num_inputs, int64_t numel)
   }
 }
 
-// --- the table, in the order of Dtype
+// --- the table, in the order of Dtype; no tensor holds blocks
 
 template <class E>
 constexpr void fill_row(KernelTable& table) {
@@ -223,6 +276,10 @@ constexpr void fill_row(KernelTable& table) {
   table.mix[kRow][static_cast<size_t>(Dtype::kFloat64)] = mix<E, Float64>;
   table.mix[kRow][static_cast<size_t>(Dtype::kFloat16)] = mix<E, Float16>;
   table.mix[kRow][static_cast<size_t>(Dtype::kBfloat16)] = mix<E, Bfloat16>;
+  constexpr auto kBlocks = static_cast<size_t>(Dtype::kInt8Blocks);
+  table.pack[kRow][kBlocks] = pack_blocks<E>;
+  table.pack[kBlocks][kRow] = unpack_blocks<E>;
+  table.mix[kRow][kBlocks] = mix<E, Int8Blocks>;
 }
 
 consteval KernelTable make_table() {

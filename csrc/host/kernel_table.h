@@ -8,9 +8,10 @@
 
 namespace crossover {
 
-inline constexpr size_t kNumDtypes = 4;
+inline constexpr size_t kNumDtypes = 5;
 
-/// Indexed by the values of Dtype. Contracts: pack_elements and mix_elements in kernels.h.
+/// Indexed by the values of Dtype. Contracts: pack_elements and mix_elements in kernels.h. Null
+/// where a tensor would hold kInt8Blocks.
 struct KernelTable {
   using Pack = int64_t (*)(const std::byte* x, std::byte* out, int64_t numel);
   using Mix = void (*)(std::byte* x, const MixInput* inputs, size_t num_inputs, int64_t numel);

@@ -55,6 +55,7 @@ SimdLevel simd_level() {
 int64_t pack_elements(const void* x, Dtype from, std::byte* out, Dtype to, int64_t numel,
                       SimdLevel level) {
   const auto pack = kernels(level).pack[index(from)][index(to)];
+  check(pack != nullptr, "blocks are packed from elements, or unpacked into them");
   return pack(static_cast<const std::byte*>(x), out, numel);
 }
 
@@ -62,6 +63,7 @@ void mix_elements(void* x, Dtype dtype, Dtype own, std::span<const MixInput> inp
                   SimdLevel level) {
   for (const MixInput& input : inputs) index(input.dtype);
   const auto mix = kernels(level).mix[index(dtype)][index(own)];
+  check(mix != nullptr, "blocks are mixed into elements");
   mix(static_cast<std::byte*>(x), inputs.data(), inputs.size(), numel);
 }
 

@@ -114,7 +114,8 @@ TEST(Kernels, ExistForEveryTypeAndItsWireTypeAndNoOther) {
   constexpr Dtype kAll[] = {Dtype::kFloat32, Dtype::kFloat64, Dtype::kFloat16, Dtype::kBfloat16};
   for (const Dtype tensor : kAll) {
     const Dtype sum = tensor == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
-    for (const Dtype asked : kAll) {
+    for (const Dtype asked : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kFloat16, Dtype::kBfloat16,
+                              Dtype::kInt8Blocks}) {
       const Dtype wire = wire_dtype(tensor, asked);
       EXPECT_TRUE(can_pack(tensor, wire));
       EXPECT_TRUE(can_pack(wire, sum) || wire == sum);

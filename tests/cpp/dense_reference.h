@@ -11,6 +11,7 @@
 
 #include "core/schedule.h"
 #include "engine_world.h"
+#include "scalar_reference.h"
 
 namespace crossover::testing {
 
@@ -44,6 +45,18 @@ inline float round_to(Dtype wire, float value) {
   uint32_t bits = std::bit_cast<uint32_t>(value);
   bits += 0x7FFF + ((bits >> 16) & 1);
   return std::bit_cast<float>(bits & 0xFFFF0000u);
+}
+
+/// Q(x) of a segment's elements.
+inline std::vector<float> quantized(Dtype wire, const std::vector<float>& x) {
+  std::vector<float> sent(x.size());
+  if (wire == Dtype::kInt8Blocks) {
+    const std::vector<double> wide(x.begin(), x.end());
+    std::ranges::copy(reference::quantized(wire, wide), sent.begin());
+  } else {
+    std::ranges::transform(x, sent.begin(), [&](float value) { return round_to(wire, value); });
+  }
+  return sent;
 }
 
 /// x_i <- x_i + sum_j w_ij (m_j - m_i), m = Q(x), element by element.
@@ -82,6 +95,8 @@ using Flat = std::vector<std::vector<float>>;  // per rank, the elements of one 
 /// One phase on every rank: from what they hold in `work` to what they hold after it.
 inline Flat reference_phase(const std::vector<Program>& programs, size_t phase, Dtype wire,
                             const Flat& work) {
+  Flat sent;
+  for (const auto& own : work) sent.push_back(quantized(wire, own));
   Flat start = work;
   for (size_t rank = 0; rank < programs.size(); ++rank) {
     if (phase >= programs[rank].phases.size()) continue;
@@ -89,21 +104,21 @@ inline Flat reference_phase(const std::vector<Program>& programs, size_t phase, 
       if (r.peer != static_cast<int>(rank)) continue;
       for (int64_t k = r.slice.begin; k < r.slice.end; ++k) {
         float& value = start[rank][k];
-        value = std::fma(static_cast<float>(r.weight), value - round_to(wire, value), value);
+        value = std::fma(static_cast<float>(r.weight), value - sent[rank][k], value);
       }
     }
   }
   Flat after = start;
   for (size_t rank = 0; rank < programs.size(); ++rank) {
     if (phase >= programs[rank].phases.size()) continue;
+    const std::vector<float> own = quantized(wire, start[rank]);
     for (const Receive& r : programs[rank].phases[phase].receives) {
       if (r.peer == static_cast<int>(rank)) continue;
       for (int64_t k = r.slice.begin; k < r.slice.end; ++k) {
-        const float own = round_to(wire, start[rank][k]);
-        const float theirs = round_to(wire, work[r.peer][k]);
+        const float theirs = sent[r.peer][k];
         const auto weight = static_cast<float>(r.weight);
         float& sum = after[rank][k];
-        sum = weight == 1.0f ? (sum - own) + theirs : std::fma(weight, theirs - own, sum);
+        sum = weight == 1.0f ? (sum - own[k]) + theirs : std::fma(weight, theirs - own[k], sum);
       }
     }
   }
@@ -113,10 +128,8 @@ inline Flat reference_phase(const std::vector<Program>& programs, size_t phase, 
 /// One segment by its programs: m = Q(x), the phases on m, and x <- x - m + what they left. A rank
 /// with one phase mixes into x itself.
 inline void reference_segment(const std::vector<Program>& programs, Dtype wire, Flat& x) {
-  Flat work = x;
-  for (auto& own : work) {
-    for (float& value : own) value = round_to(wire, value);
-  }
+  Flat work;
+  for (const auto& own : x) work.push_back(quantized(wire, own));
   const Flat sent = work;
   const Flat direct = reference_phase(programs, 0, wire, x);
   size_t num_phases = 0;
@@ -141,15 +154,18 @@ inline std::vector<uint64_t> reference_programs(const SegmentPlan& plan, const S
   std::vector<uint64_t> sent_bytes(replicas.size());
   for (uint32_t s = 0; s < plan.segments().size(); ++s) {
     std::vector<Program> programs;
+    Dtype wire = plan.wire(s);
     Flat x(replicas.size());
     const size_t first = plan.first_tensor(s);
     const size_t end = first + plan.segment(s).numels.size();
     for (size_t rank = 0; rank < replicas.size(); ++rank) {
       const int64_t numel = plan.segment(s).numel();
       programs.push_back(schedule.program({round, s}, numel, static_cast<int>(rank)));
+      const bool too_coarse = wire == Dtype::kInt8Blocks && programs.back().same_bits;
+      if (too_coarse) wire = Dtype::kBfloat16;
       for (const Phase& phase : programs.back().phases) {
         for (const Send& send : phase.sends) {
-          sent_bytes[rank] += send.slice.numel() * dtype_bytes(plan.wire(s));
+          sent_bytes[rank] += packed_bytes(wire, send.slice.numel());
         }
       }
       for (size_t t = first; t < end; ++t) {
@@ -157,7 +173,7 @@ inline std::vector<uint64_t> reference_programs(const SegmentPlan& plan, const S
         x[rank].insert(x[rank].end(), tensor.begin(), tensor.end());
       }
     }
-    reference_segment(programs, plan.wire(s), x);
+    reference_segment(programs, wire, x);
     for (size_t rank = 0; rank < replicas.size(); ++rank) {
       auto from = x[rank].begin();
       for (size_t t = first; t < end; ++t) {

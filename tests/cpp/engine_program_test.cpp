@@ -47,7 +47,7 @@ INSTANTIATE_TEST_SUITE_P(Media, EnginePrograms,
 TEST_P(EnginePrograms, EqualTheirReferenceBitForBitAndSendWhatTheySay) {
   const auto [medium, size] = GetParam();
   EngineWorld world(medium, size);
-  for (const Dtype wire : {Dtype::kFloat32, Dtype::kBfloat16}) {
+  for (const Dtype wire : {Dtype::kFloat32, Dtype::kBfloat16, Dtype::kInt8Blocks}) {
     const SegmentPlan plan = odd_plan(wire);
     for (const auto& schedule : every_schedule(size)) {
       std::vector<Replica> replicas = random_replicas(plan, size, 3);

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "core/error.h"
+#include "host/host_device.h"
 #include "host/kernels.h"
 
 namespace crossover {
@@ -76,6 +77,70 @@ void mix_tile(const MixLaunch& launch, uint32_t tile) {
     if (!inputs.empty()) mix_elements(x, launch.tensor, launch.own, inputs, numel);
     k += numel;
   }
+}
+
+/// What a kernel that goes by blocks does: its tiles are checked, its work is the host device's.
+class BlocksOfTable {
+ public:
+  explicit BlocksOfTable(const TensorTable& table) {
+    for (uint32_t t = 0; t < table.num_tensors; ++t) {
+      const TensorEntry& tensor = table.tensor_of_tile == nullptr ? table.only : table.tensors[t];
+      addresses_.push_back(tensor.data);
+      numels_.push_back(tensor.numel);
+    }
+  }
+  TensorList list(Dtype dtype) const { return {dtype, addresses_, numels_}; }
+
+ private:
+  std::vector<void*> addresses_;
+  std::vector<int64_t> numels_;
+};
+
+void require_segment_tiles(const TileRange& tiles, const Slice& slice) {
+  check(tiles == segment_tiles(slice), "a kernel by blocks gets the segment's tiles");
+}
+
+/// The lowest tensor that alone holds a value too large for a block.
+unsigned int first_non_finite(const TensorList& tensors) {
+  for (size_t t = 0; t < tensors.numels.size(); ++t) {
+    const TensorList alone{tensors.dtype, tensors.addresses.subspan(t, 1),
+                           tensors.numels.subspan(t, 1)};
+    std::vector<std::byte> out(packed_bytes(Dtype::kInt8Blocks, tensors.numels[t]));
+    if (pack_tensors(alone, Dtype::kInt8Blocks, out) > 0) return static_cast<unsigned int>(t);
+  }
+  return 0;
+}
+
+void pack_by_blocks(const PackLaunch& launch) {
+  require_segment_tiles(launch.tiles, launch.slice);
+  const BlocksOfTable blocks(launch.table);
+  const TensorList tensors = blocks.list(launch.from);
+  const auto device = host_device();
+  const auto source =
+      device->source({tensors, launch.slice, launch.to, NonFinitePolicy::kIgnore, ""});
+  source->produce({launch.out, source->num_bytes()});
+  const int64_t found = device->non_finite_found();
+  if (found == 0 || launch.found == nullptr) return;
+  launch.found->count += static_cast<unsigned long long>(found);
+  launch.found->first_tensor = std::min(launch.found->first_tensor, first_non_finite(tensors));
+}
+
+void unpack_blocks(const PackLaunch& launch) {
+  require_segment_tiles(launch.tiles, launch.slice);
+  pack_elements(launch.table.only.data, launch.from, launch.out, launch.to, launch.slice.numel());
+}
+
+void mix_by_blocks(const MixLaunch& launch) {
+  require_segment_tiles(launch.tiles, launch.slice);
+  const BlocksOfTable blocks(launch.table);
+  std::vector<WeightedMessage> messages;
+  for (int j = 0; j < launch.num_messages; ++j) {
+    const MixMessage& message = launch.messages[j];
+    messages.push_back({message.data, message.slice, launch.message, message.weight});
+  }
+  const TensorList tensors = blocks.list(launch.tensor);
+  if (launch.replaces) return host_device()->replace(tensors, launch.own, messages);
+  host_device()->mix(tensors, launch.own, messages);
 }
 
 }  // namespace
@@ -309,6 +374,8 @@ void FakeCuda::fill(std::byte* to, unsigned char value, size_t bytes, StreamHand
 void FakeCuda::launch(const PackLaunch& launch, StreamHandle stream) {
   count("pack");
   put(stream, "pack", [launch] {
+    if (goes_by_blocks(launch.to)) return pack_by_blocks(launch);
+    if (goes_by_blocks(launch.from)) return unpack_blocks(launch);
     for (uint32_t t = 0; t < launch.tiles.count; ++t) pack_tile(launch, launch.tiles.first + t);
   });
 }
@@ -317,6 +384,7 @@ void FakeCuda::launch(const MixLaunch& launch, StreamHandle stream) {
   count("mix");
   put(stream, "mix", [launch] {
     if (launch.cancelled != nullptr && *launch.cancelled != 0) return;
+    if (goes_by_blocks(launch.own)) return mix_by_blocks(launch);
     for (uint32_t t = 0; t < launch.tiles.count; ++t) mix_tile(launch, launch.tiles.first + t);
   });
 }

@@ -33,6 +33,8 @@ inline Format format(Dtype dtype) {
       return {11, -14, 65504.0};
     case Dtype::kBfloat16:
       return {8, -126, 0x1.FEp127};
+    case Dtype::kInt8Blocks:
+      break;
   }
   return {};
 }
@@ -99,6 +101,8 @@ inline void encode(Dtype dtype, double value, std::byte* to) {
       std::memcpy(&bits, &single, sizeof(bits));
       return put(static_cast<uint16_t>(bits >> 16), to);
     }
+    case Dtype::kInt8Blocks:
+      break;
   }
 }
 
@@ -116,6 +120,8 @@ inline double decode(Dtype dtype, const std::byte* from) {
       std::memcpy(&value, &bits, sizeof(value));
       return value;
     }
+    case Dtype::kInt8Blocks:
+      break;
   }
   return 0.0;
 }
@@ -124,7 +130,58 @@ inline double element(Dtype dtype, const std::byte* elements, int64_t index) {
   return decode(dtype, elements + static_cast<size_t>(index) * dtype_bytes(dtype));
 }
 
+/// The scale of a block of kInt8Blocks.
+inline float int8_scale(std::span<const double> block) {
+  float largest = 0;
+  for (const double value : block) {
+    const float magnitude = std::abs(static_cast<float>(value));
+    if (!(magnitude < 0x1p127F)) return std::numeric_limits<float>::quiet_NaN();
+    largest = std::max(largest, magnitude);
+  }
+  if (largest < 0x1p-100F) return 0.0F;
+  int exponent = 0;
+  const float fraction = std::frexp(largest / 127.0F, &exponent);
+  return std::ldexp(std::ceil(std::ldexp(fraction, 16)), exponent - 16);
+}
+
+inline std::span<const double> int8_block(std::span<const double> values, size_t begin) {
+  constexpr size_t kNumel = kInt8BlockNumel;
+  return values.subspan(begin, std::min(kNumel, values.size() - begin));
+}
+
+inline Bytes encode_blocks(std::span<const double> values) {
+  Bytes bytes;
+  for (size_t begin = 0; begin < values.size(); begin += kInt8BlockNumel) {
+    const std::span<const double> block = int8_block(values, begin);
+    const float scale = int8_scale(block);
+    const float inverse = scale > 0 ? 1.0F / scale : 0.0F;
+    bytes.resize(bytes.size() + sizeof(scale));
+    put(scale, &bytes[bytes.size() - sizeof(scale)]);
+    for (const double value : block) {
+      const float steps = std::nearbyint(static_cast<float>(value) * inverse);
+      bytes.push_back(std::isnan(scale) ? std::byte{0}
+                                        : static_cast<std::byte>(static_cast<int8_t>(steps)));
+    }
+  }
+  return bytes;
+}
+
+inline std::vector<double> decode_blocks(std::span<const std::byte> bytes) {
+  std::vector<double> values;
+  while (!bytes.empty()) {
+    const auto scale = get<float>(bytes.data());
+    bytes = bytes.subspan(sizeof(scale));
+    const size_t numel = std::min<size_t>(kInt8BlockNumel, bytes.size());
+    for (const std::byte steps : bytes.first(numel)) {
+      values.push_back(static_cast<double>(static_cast<int8_t>(steps)) * scale);
+    }
+    bytes = bytes.subspan(numel);
+  }
+  return values;
+}
+
 inline Bytes encode_all(Dtype dtype, std::span<const double> values) {
+  if (dtype == Dtype::kInt8Blocks) return encode_blocks(values);
   Bytes bytes(values.size() * dtype_bytes(dtype));
   for (size_t k = 0; k < values.size(); ++k) {
     encode(dtype, values[k], bytes.data() + k * dtype_bytes(dtype));
@@ -133,6 +190,7 @@ inline Bytes encode_all(Dtype dtype, std::span<const double> values) {
 }
 
 inline std::vector<double> decode_all(Dtype dtype, std::span<const std::byte> bytes) {
+  if (dtype == Dtype::kInt8Blocks) return decode_blocks(bytes);
   std::vector<double> values(bytes.size() / dtype_bytes(dtype));
   for (size_t k = 0; k < values.size(); ++k) {
     values[k] = decode(dtype, bytes.data() + k * dtype_bytes(dtype));
@@ -145,10 +203,15 @@ struct WeightedValue {
   double weight;
 };
 
-/// One element mixed: x + sum of weight * (m - Q(x)), as device.h defines it, in arithmetic A.
+/// Q(x), element by element or block by block.
+inline std::vector<double> quantized(Dtype wire, std::span<const double> x) {
+  return decode_all(wire, encode_all(wire, x));
+}
+
+/// One element mixed: x + sum of weight * (m - q), as device.h defines it, in arithmetic A.
 template <class A>
-double mix_element(double x, Dtype own, std::span<const WeightedValue> messages) {
-  const A q = static_cast<A>(round_to(own, x));
+double mix_element(double x, double sent, std::span<const WeightedValue> messages) {
+  const A q = static_cast<A>(sent);
   A sum = static_cast<A>(x);
   for (const WeightedValue& m : messages) {
     const A value = static_cast<A>(m.value);
@@ -158,10 +221,16 @@ double mix_element(double x, Dtype own, std::span<const WeightedValue> messages)
   return sum;
 }
 
+/// `sent` is Q(x).
+inline double mix_element(Dtype tensor, double x, double sent,
+                          std::span<const WeightedValue> messages) {
+  return tensor == Dtype::kFloat64 ? mix_element<double>(x, sent, messages)
+                                   : mix_element<float>(x, sent, messages);
+}
+
 inline double mix_element(Dtype tensor, double x, Dtype own,
                           std::span<const WeightedValue> messages) {
-  return tensor == Dtype::kFloat64 ? mix_element<double>(x, own, messages)
-                                   : mix_element<float>(x, own, messages);
+  return mix_element(tensor, x, round_to(own, x), messages);
 }
 
 }  // namespace crossover::reference

@@ -75,7 +75,7 @@ enum class Values { kNormal, kAnyBits /* NaN, infinities and subnormals among th
 
 inline Bytes random_elements(Dtype dtype, int64_t numel, Values values, uint32_t seed) {
   std::mt19937 random(seed);
-  Bytes elements(static_cast<size_t>(numel) * dtype_bytes(dtype));
+  Bytes elements(packed_bytes(dtype, numel));
   if (values == Values::kAnyBits) {
     for (std::byte& byte : elements) byte = static_cast<std::byte>(random());
     return elements;

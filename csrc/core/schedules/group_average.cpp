@@ -5,8 +5,6 @@
 namespace crossover {
 namespace {
 
-constexpr int64_t kAlignment = 16;
-
 Program exchange_whole(int peer, int64_t numel) {
   const Slice whole{0, numel};
   return {{{{{peer, whole}}, {{peer, whole, 0.5}}}}};
@@ -15,9 +13,9 @@ Program exchange_whole(int peer, int64_t numel) {
 }  // namespace
 
 Slice part_of(int64_t numel, int count, int index) {
-  const int64_t num_units = (numel + kAlignment - 1) / kAlignment;
+  const int64_t num_units = (numel + kSliceUnitNumel - 1) / kSliceUnitNumel;
   const auto boundary = [&](int64_t i) {
-    return std::min(numel, num_units * i / count * kAlignment);
+    return std::min(numel, num_units * i / count * kSliceUnitNumel);
   };
   return {boundary(index), boundary(int64_t{index} + 1)};
 }
@@ -35,7 +33,7 @@ Program group_average(std::span<const int> members, int64_t numel, int rank, Gro
   }
   const auto own_index = std::ranges::lower_bound(members, rank) - members.begin();
   const Slice own = part_of(numel, count, static_cast<int>(own_index));
-  Program program{std::vector<Phase>(2)};
+  Program program{std::vector<Phase>(2), false, rule == GroupRule::kSameBits};
   for (int index = 0; index < count; ++index) {
     const int peer = members[index];
     if (peer == rank) continue;

@@ -25,8 +25,8 @@ Program group_average(std::span<const int> members, int64_t numel, int rank, Gro
 /// The most phases that group_average() has for a group of `num_members`.
 int num_group_phases(int num_members, GroupRule rule);
 
-/// Slice `index` of 0..numel-1 cut into `count` parts that differ by at most 16 elements and, the
-/// last end excepted, start and end at multiples of 16, so that copies stay aligned.
+/// Slice `index` of 0..numel-1 cut into `count` parts that differ by at most kSliceUnitNumel
+/// elements and, the last end excepted, start and end at its multiples.
 Slice part_of(int64_t numel, int count, int index);
 
 }  // namespace crossover

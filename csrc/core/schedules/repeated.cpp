@@ -28,6 +28,7 @@ class RepeatedSchedule final : public Schedule {
       if (!one.phases.empty()) all.phases.resize(num_before);
       std::ranges::move(one.phases, std::back_inserter(all.phases));
       num_before += inner_->num_phases(inner_key(key, i));
+      all.same_bits = all.same_bits || one.same_bits;
     }
     return all;
   }

@@ -6,8 +6,6 @@
 namespace crossover {
 namespace {
 
-constexpr int64_t kUnitNumel = 128;  // slices that start at its multiples stay aligned
-
 class GroupAverage final : public Schedule {
  public:
   GroupAverage(Groups groups, GroupRoute route)
@@ -50,9 +48,9 @@ class GroupAverage final : public Schedule {
     if (route_ == GroupRoute::kRoot) return {0, index == 0 ? numel : 0};
     const int64_t place =
         (index + num_members - static_cast<int>(segment % num_members)) % num_members;
-    const int64_t num_units = (numel + kUnitNumel - 1) / kUnitNumel;
+    const int64_t num_units = (numel + kSliceUnitNumel - 1) / kSliceUnitNumel;
     const auto border = [&](int64_t c) {
-      return std::min(numel, num_units * c / num_members * kUnitNumel);
+      return std::min(numel, num_units * c / num_members * kSliceUnitNumel);
     };
     return {border(place), border(place + 1)};
   }
