@@ -50,6 +50,7 @@ class TrainingState:
         remedies: Sequence[Remedy],
     ) -> None:
         self._gossip = gossip
+        self._rank = gossip.context.members[gossip.context.launch.rank]  # in the whole job
         self._gradients = gradients
         self._rule = rule
         self._awaited = awaited
@@ -59,7 +60,7 @@ class TrainingState:
         """The state. No round is open; tensors are shared with training, not copied."""
         state: dict[str, Any] = {
             "format": _FORMAT,
-            "rank": self._gossip.context.launch.rank,
+            "rank": self._rank,
             "fingerprint": canonical_json(self._gossip.fingerprint),
             "gossip": self._gossip.state_dict(),
             "rule": rule_state(self._rule),
@@ -87,9 +88,9 @@ class TrainingState:
         given = {"state of": json.loads(state["fingerprint"]), "rounds": rounds}
         context.agree("load_gossip_state_dict", canonical_json(given))
         _require_same(state["fingerprint"], self._gossip.fingerprint)
-        if state["rank"] != context.launch.rank:
+        if state["rank"] != self._rank:
             raise InvalidArgument(
-                f"gossip state: expected that of rank {context.launch.rank}, got that of rank "
+                f"gossip state: expected that of rank {self._rank}, got that of rank "
                 f"{state['rank']}"
             )
         self._gossip.load_state_dict(state["gossip"])
