@@ -6,7 +6,6 @@ Four processes: two nodes of two ranks each.
 from __future__ import annotations
 
 import copy
-import itertools
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ import torch
 import torch.distributed as dist
 from ranks import DenseMixing, assert_states_close, state_of
 from spawn import run_ranks
+from test_push_sum import DensePushSum
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -30,6 +30,7 @@ OVERLAPS: tuple[Overlap, ...] = ("none", "forward", "backward")
 SEGMENTS: tuple[SegmentRule, ...] = ("blocks", 100)
 UNEVEN = cc.Table(tables=[[[(1, 0.3)], [(0, 0.3)]]])
 """Nodes that stay apart, so that a round left out shows."""
+PUSH_SUM = cc.Table(tables=[[[(1, 0.3)], [(0, 0.6)]]], stochasticity="column")
 
 
 class Tied(nn.Module):
@@ -68,7 +69,8 @@ def reference(config: cc.GossipConfig) -> list[nn.Module]:
     """Whole replicas of both nodes; a node's gradient is the mean over its ranks' batches."""
     replicas: list[nn.Module] = [model_of(0), model_of(1)]
     optimizers = [sgd(model) for model in replicas]
-    mixing = DenseMixing(replicas, config)
+    push_sum = DensePushSum(replicas, config) if config.topology is PUSH_SUM else None
+    mixing = push_sum or DenseMixing(replicas, config)
     for step in range(NUM_STEPS):
         for node, (model, optimizer) in enumerate(zip(replicas, optimizers, strict=True)):
             optimizer.zero_grad()
@@ -76,8 +78,12 @@ def reference(config: cc.GossipConfig) -> list[nn.Module]:
                 (loss_of(model, tokens_of(rank)[step]) / 2).backward()
         if config.overlap == "backward":
             mixing.mix()
+        if push_sum is not None:
+            push_sum.scale(1)
         for optimizer in optimizers:
             optimizer.step()
+        if push_sum is not None:
+            push_sum.scale(-1)
         if config.overlap != "backward":
             mixing.mix()
     return replicas
@@ -99,8 +105,11 @@ def work() -> None:
     dist.init_process_group("gloo")
     cc.init()
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-    for overlap, segments in itertools.product(OVERLAPS, SEGMENTS):
-        check_training(mesh, cc.GossipConfig(overlap=overlap, segments=segments, topology=UNEVEN))
+    for overlap in OVERLAPS:
+        for segments in SEGMENTS:
+            config = cc.GossipConfig(overlap=overlap, segments=segments, topology=UNEVEN)
+            check_training(mesh, config)
+        check_training(mesh, cc.GossipConfig(overlap=overlap, topology=PUSH_SUM))
     check_the_average(mesh)
     check_refusals(mesh)
     cc.shutdown()
