@@ -318,6 +318,6 @@ def _increment_version_takes_many() -> bool:
     """torch 2.4 takes one tensor; later ones take any number."""
     try:
         torch.autograd.graph.increment_version([torch.empty(0)])
-    except TypeError:
+    except (RuntimeError, TypeError):
         return False
     return True

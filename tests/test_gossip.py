@@ -49,6 +49,19 @@ def _increments(request: pytest.FixtureRequest) -> Iterator[None]:
     gossip_module._increment_version_takes_many = original
 
 
+@pytest.mark.parametrize("error", [None, RuntimeError, TypeError])
+def test_a_torch_that_increments_one_version_at_a_time_is_recognised(
+    error: type[Exception] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def increment_version(_: object) -> None:
+        if error is not None:
+            raise error("expected a tensor")
+
+    monkeypatch.setattr(torch.autograd.graph, "increment_version", increment_version)
+    takes_many = gossip_module._increment_version_takes_many.__wrapped__
+    assert takes_many() == (error is None)
+
+
 @pytest.mark.usefixtures("_increments")
 def test_autograd_learns_of_every_mixed_parameter() -> None:
     def work(context: Context) -> None:
