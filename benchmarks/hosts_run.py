@@ -109,14 +109,14 @@ def gossip_perf_program() -> Path | None:
 def gossip_perf_s(
     program: Path, hosts: Sequence[netns.Host], model_bytes: int, wire: str, port: int
 ) -> float:
-    """Median time in which gossip_perf exchanges and mixes a model on these hosts, in 4 segments.
+    """Median time in which gossip_perf exchanges and mixes a model on these hosts, in its segments.
 
     Raises:
         subprocess.CalledProcessError: It failed; its own message stands above.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "table.json"
-        command = [str(program), "-b", str(model_bytes), "-s", "4", "-x", wire, "-c", "0"]
+        command = [str(program), "-b", str(model_bytes), "-x", wire, "-c", "0"]
         command += ["-n", "5", "-w", "1", "-j", str(file)]
         code = netns.run_on(hosts, command, port)
         if code != 0:

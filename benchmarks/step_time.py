@@ -31,6 +31,7 @@ METHODS = (
     "crossover/forward/fp32",
     "crossover/fused/fp32",
     "crossover/backward/fp32",
+    "crossover/backward/fp32/one-peer",
     "crossover/backward/bf16",
     "crossover/backward/int8",
 )

@@ -1,9 +1,9 @@
-"""Builds the tables and plots of docs/results.md from the JSON under benchmarks/results/.
+"""Builds tables and plots of docs/results.md and docs/benchmarks.md from benchmarks/results/.
 
-    python docs/build_results.py            # rewrites the tables of the page, and its plots
-    python docs/build_results.py --check    # fails if a table on the page is not what JSON says
+    python docs/build_results.py            # rewrites the tables of the pages, and their plots
+    python docs/build_results.py --check    # fails if a table on a page is not what JSON says
 
-A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; everything else on the page is
+A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; everything else on a page is
 written by hand.
 """
 
@@ -13,14 +13,20 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from result_tables import TABLES
+import benchmark_tables
+import result_tables
+from benchmark_plots import plot_benchmarks
 from study_statistics import Results, batch_lines, workers_lines
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
-PAGE = DOCS / "results.md"
+PAGES = {
+    DOCS / "results.md": result_tables.TABLES,
+    DOCS / "benchmarks.md": benchmark_tables.TABLES,
+}
 BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -31,11 +37,11 @@ def load() -> Results:
     return {name: content["rows"] for name, content in contents.items() if "rows" in content}
 
 
-def rebuilt(page: str, results: Results) -> str:
-    """The page with every table made anew."""
+def rebuilt(page: str, tables: Mapping[str, Callable[[Results], str]], results: Results) -> str:
+    """A page with every table made anew."""
 
     def block(match: re.Match[str]) -> str:
-        return f"{match[1]}{TABLES[match[2]](results)}\n{match[3]}"
+        return f"{match[1]}{tables[match[2]](results)}\n{match[3]}"
 
     return BLOCK.sub(block, page)
 
@@ -66,15 +72,19 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
     options = parser.parse_args()
     results = load()
-    page = PAGE.read_text()
-    new = rebuilt(page, results)
-    if options.check:
-        if new != page:
-            print(f"{PAGE}: a table differs; run python docs/build_results.py", file=sys.stderr)
-        return int(new != page)
-    PAGE.write_text(new)
-    plot(results)
-    return 0
+    differ = False
+    for path, tables in PAGES.items():
+        page = path.read_text()
+        new = rebuilt(page, tables, results)
+        if options.check and new != page:
+            print(f"{path}: a table differs; run python docs/build_results.py", file=sys.stderr)
+            differ = True
+        elif not options.check:
+            path.write_text(new)
+    if not options.check:
+        plot(results)
+        plot_benchmarks(results, DOCS / "plots")
+    return int(differ)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""docs/results.md says what the result files say."""
+"""docs/results.md and docs/benchmarks.md say what the result files say."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from result_tables import TABLES
+import benchmark_tables
+import pytest
+import result_tables
 from study_statistics import at_best_rate
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+PAGES = {"results.md": result_tables.TABLES, "benchmarks.md": benchmark_tables.TABLES}
 
 
 def test_regenerating_the_tables_changes_nothing() -> None:
@@ -20,13 +23,15 @@ def test_regenerating_the_tables_changes_nothing() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_table_has_its_place_on_the_page() -> None:
-    names = re.findall(r"<!-- table (\S+) -->", (DOCS / "results.md").read_text())
-    assert sorted(names) == sorted(TABLES)
+@pytest.mark.parametrize("page", PAGES)
+def test_every_table_has_its_place_on_its_page(page: str) -> None:
+    names = re.findall(r"<!-- table (\S+) -->", (DOCS / page).read_text())
+    assert sorted(names) == sorted(PAGES[page])
 
 
-def test_every_plot_of_the_page_is_there() -> None:
-    plots = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (DOCS / "results.md").read_text())
+@pytest.mark.parametrize("page", PAGES)
+def test_every_plot_of_a_page_is_there(page: str) -> None:
+    plots = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (DOCS / page).read_text())
     assert plots
     assert [path for path in plots if not (DOCS / path).is_file()] == []
 

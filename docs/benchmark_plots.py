@@ -1,0 +1,59 @@
+"""The plots of docs/benchmarks.md, as PNG. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmark_tables import label, where
+from study_statistics import Points, Results
+
+from crossover_comm.simulate.report import plot_lines
+
+PLOTTED_RATE = "200mbit"
+
+
+def plot_benchmarks(results: Results, folder: Path) -> None:
+    """What has been measured: step times and scaling as lines, the others as bars."""
+    for name in ("step_time", "scaling"):
+        lines: dict[str, Points] = {}
+        for row in where(results.get(name, []), rate=PLOTTED_RATE):
+            lines.setdefault(label(row["method"]), []).append(
+                (row["hosts"], 1e3 * row["step_s"], 0)
+            )
+        if lines:
+            file = folder / f"{name}.png"
+            plot_lines(file, lines, x="hosts, 200 Mbit/s links", y="median step (ms)")
+    hidden = {
+        label(row["method"]): 100 * row["hidden"]
+        for row in results.get("overlap", [])
+        if "hidden" in row
+    }
+    plot_bars(folder / "overlap.png", hidden, "share of the exchange hidden (%)")
+    jitter = where(results.get("stragglers", []), delay="jitter")
+    throughput = {label(row["method"]): 100 * row["throughput"] for row in jitter}
+    plot_bars(folder / "stragglers.png", throughput, "throughput under jitter (% of compute alone)")
+    extra = {
+        label(row["method"]): row["extra_bytes"] / 1e6
+        for row in results.get("memory", [])
+        if "extra_bytes" in row
+    }
+    plot_bars(folder / "memory.png", extra, "peak memory beyond the script's (MB), 400 MB model")
+
+
+def plot_bars(path: Path, bars: Mapping[str, float], x: str) -> None:
+    """Saves a horizontal bar per label; nothing if there are none."""
+    if not bars:
+        return
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.4 * len(bars)), layout="constrained")
+    axes.barh(list(bars), list(bars.values()))
+    axes.invert_yaxis()
+    axes.set(xlabel=x)
+    axes.grid(alpha=0.3, axis="x")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
