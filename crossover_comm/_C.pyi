@@ -179,6 +179,8 @@ class Engine:
         """Push-sum's w per segment in model order, as of its last mix; 1.0 without push-sum."""
     def set_weights(self, plan: int, weights: Sequence[float]) -> None:
         """Takes up what weights() gave; no round is open."""
+    def check_failure(self) -> None:
+        """Raises the first failure, if there is one."""
     def fail(self, cause: str) -> None:
         """Records a failure of this rank's own, so that the others learn it."""
     def shutdown(self, timeout_s: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.join import Join, Joinable
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
@@ -32,11 +33,12 @@ from crossover_comm.members import among, context_among
 from crossover_comm.resume import lone_state, require_lone_state
 from crossover_comm.segments import trainable_parameters
 from crossover_comm.shards import refuse_shards
+from crossover_comm.uneven import ShadowHook, UnevenInputs, join_group
 
 __all__ = ["DistributedDataParallel"]
 
 
-class DistributedDataParallel(nn.Module):
+class DistributedDataParallel(nn.Module, Joinable):
     """Trains a replica on each rank and gossips parameters; otherwise used as torch's DDP.
 
     Gradients stay local. Parameters move between ranks in rounds as ``GossipConfig.overlap`` says,
@@ -107,6 +109,7 @@ class DistributedDataParallel(nn.Module):
         context: Context | None = None,
     ) -> None:
         super().__init__()
+        Joinable.__init__(self)
         require_supported(
             bucket_cap_mb_list=bucket_cap_mb_list,
             skip_all_reduce_unused_params=skip_all_reduce_unused_params,
@@ -140,6 +143,9 @@ class DistributedDataParallel(nn.Module):
             broadcasts if forward_sync_buffers is None else forward_sync_buffers
         )
         self._synced = True
+        self._uneven: UnevenInputs | None = None
+        self._num_joins = 0
+        self._process_group = device_mesh.get_group() if device_mesh is not None else process_group
         self._hooks: RoundHooks | None = None
         whole = context or own_context()
         self._context: Context | None = among(whole, process_group, device_mesh)
@@ -151,6 +157,11 @@ class DistributedDataParallel(nn.Module):
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         if self._is_at_rest and self.training and torch.is_grad_enabled():
             self._wrap()
+        if self._synced and torch.is_grad_enabled():
+            if self._uneven is not None:
+                self._uneven.forward_begins()
+            if self._join_config.enable:
+                Join.notify_join_context(self)
         hooks = self._hooks
         if hooks is not None and not hooks.awaits_in_forward:
             hooks.forward_begins()
@@ -175,6 +186,62 @@ class DistributedDataParallel(nn.Module):
             yield
         finally:
             self.require_backward_grad_sync = before
+
+    @contextlib.contextmanager
+    def join(
+        self,
+        divide_by_initial_world_size: bool = True,
+        enable: bool = True,
+        throw_on_early_termination: bool = False,
+    ) -> Iterator[None]:
+        """Trains on uneven inputs: a rank whose loop has ended serves its peers until all have.
+
+        Every rank puts its loop inside. A rank without data takes no more steps; its parameters are
+        still exchanged and mixed, so that every peer finds its partner. In preset ``"allreduce"``
+        it contributes gradients of zero, and its parameters are at last those of a rank that has
+        taken all steps. There is no collective call per step; the store is asked once per round by
+        ranks without data alone. For several models at once: torch's
+        ``torch.distributed.algorithms.Join``.
+
+        Args:
+            divide_by_initial_world_size: False: averages of gradients are over the ranks that have
+                data. No meaning where parameters are gossiped.
+            enable: False: nothing happens; the inputs are known to be even.
+            throw_on_early_termination: All ranks raise RuntimeError when one has run out of data,
+                after as many rounds, so that training can go on.
+
+        Raises:
+            InvalidArgument: Groups gossip, or another model is inside its `join`.
+        """
+        if self._hooks is None or not enable:
+            yield
+            return
+        self._num_joins += 1
+        self._uneven = UnevenInputs(
+            self._hooks,
+            self._num_joins,
+            throws=throw_on_early_termination,
+            divides_by_size=divide_by_initial_world_size,
+        )
+        try:
+            with self._uneven:
+                yield
+        finally:
+            self._uneven = None
+
+    def join_hook(self, **kwargs: Any) -> ShadowHook:
+        """For ``torch.distributed.algorithms.Join``, which all-reduces a word per forward."""
+        return ShadowHook(self._hooks, kwargs.get("divide_by_initial_world_size", True))
+
+    @property
+    def join_device(self) -> torch.device:
+        """Where torch's ``Join`` keeps its word."""
+        return self.device
+
+    @property
+    def join_process_group(self) -> Any:
+        """The process group given, else torch.distributed's default one."""
+        return self._process_group if self._process_group is not None else join_group()
 
     def gossip_state_dict(self) -> dict[str, Any]:
         """Where gossip stands: with parameters, buffers and the optimizer's state all that a
@@ -275,7 +342,13 @@ class DistributedDataParallel(nn.Module):
         return super().__getattr__(name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": None, "_context": None, "_is_at_rest": True}
+        return {
+            **self.__dict__,
+            "_hooks": None,
+            "_context": None,
+            "_process_group": None,
+            "_is_at_rest": True,
+        }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DistributedDataParallel:
         twin = type(self).__new__(type(self))

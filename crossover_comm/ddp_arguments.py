@@ -50,8 +50,6 @@ REFUSED: Final[Mapping[str, tuple[object, str]]] = {
 
 ABSENT: Final[Mapping[str, str]] = {
     "reducer": "segments of parameters, not buckets of gradients, are exchanged",
-    "join": "not yet; give every rank as many batches",
-    "join_hook": "not yet; give every rank as many batches",
     "register_comm_hook": "not yet; use GossipConfig(wire=...)",
     "will_sync_module_buffers": "buffers are local after the start",
     "scatter": "a process trains one replica on one device",

@@ -45,13 +45,20 @@ class GradientAverager:
 
     Afterwards they are equal bit for bit on the group's members. A parameter without a gradient
     counts as zero; if it has none on any member, as one element more per parameter tells, it is
-    left without. NaN and infinity travel, for a GradScaler to find.
+    left without. One element more tells whether the rank has data at all (:meth:`shadow`). NaN and
+    infinity travel, for a GradScaler to find.
 
     Args:
         gossip: The model's; segments are its own.
         groups: Of all ranks of the context.
         config: `wire` and `hierarchy` hold for gradients, too.
         overlap: ``"none"``: everything is posted at the end of the backward.
+
+    Attributes:
+        divides_by_size: Sums are divided by the group's size, else by the number of its ranks that
+            have data.
+        num_groups: How many groups there are.
+        round_begins: Told the number of each average that begins, from 1 on.
     """
 
     def __init__(
@@ -69,8 +76,13 @@ class GradientAverager:
         self._waits_for_end = overlap == "none"
         self._rule = GradientRule()
         self._segment_of = {id(p): i for i, s in enumerate(segments) for p in s.parameters}
+        self.divides_by_size = True
+        self.num_groups = len(groups)
+        self._size = sum(map(len, groups))
+        self._is_shadow = False
+        self.round_begins: Callable[[int], None] | None = None
         self._flags = [
-            torch.empty(len(s.parameters), dtype=s.dtype, device=gossip.device.device)
+            torch.empty(len(s.parameters) + 1, dtype=s.dtype, device=gossip.device.device)
             for s in segments
         ]
         self._missing: list[set[int]] = []
@@ -85,7 +97,7 @@ class GradientAverager:
                 (
                     s.name,
                     DTYPE_NAMES[s.dtype],
-                    [*(p.numel() for p in s.parameters), len(s.parameters)],
+                    [*(p.numel() for p in s.parameters), len(s.parameters) + 1],
                     [*(f"{name}.grad" for name in s.tensors), "(which are there)"],
                 )
                 for s in segments
@@ -135,6 +147,19 @@ class GradientAverager:
         """Called once all gradients of a backward are there."""
         if self._has_begun:
             self._finish()
+
+    def shadow(self) -> None:
+        """Takes part in one average with gradients of zero; this rank's own stay as they are."""
+        self._is_shadow = True
+        try:
+            self._finish()
+        finally:
+            self._is_shadow = False
+
+    @property
+    def num_averages(self) -> int:
+        """How many have been begun."""
+        return self._engine.round(self.plan, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the averages stand. No backward runs."""
@@ -188,15 +213,17 @@ class GradientAverager:
         tensors = []
         absent = []
         for i, (name, p) in enumerate(zip(segment.tensors, segment.parameters, strict=True)):
-            if p.grad is None:
+            if p.grad is None or self._is_shadow:
                 absent.append((i, p))
                 tensors.append(torch.zeros_like(p))
             else:
                 tensors.append(_like_its_parameter(name, p, p.grad))
-        flags = self._flags[index].fill_(1)
+        flags = self._flags[index].fill_(0 if self._is_shadow else 1)
         for i, _ in absent:
             flags[i] = 0
         tensors.append(flags)
+        if self.round_begins is not None and not self._posted:
+            self.round_begins(self.num_averages + 1)
         self._posted[index] = _Posted(tensors, [t._version for t in tensors], absent)
         addresses = [t.data_ptr() for t in tensors]
         self._engine.open_segment(self.plan, index, addresses, self._gossip.device.stream())
@@ -212,9 +239,14 @@ class GradientAverager:
         addresses = [t.data_ptr() for t in posted.tensors]
         self._engine.wait_segment(self.plan, index, addresses, self._gossip.device.stream())
         increment_versions(posted.tensors)
+        if self._is_shadow:
+            return
         for i, p in posted.absent:
             if self._flags[index][i] > 0:
                 p.grad = posted.tensors[i]
+        if not self.divides_by_size:
+            num_with_data = round(float(self._flags[index][-1]) * self._size)
+            torch._foreach_mul_(posted.tensors, self._size / num_with_data)
 
     def _fail_twice(self, index: int, parameter: torch.Tensor) -> None:
         segment = self._segments[index]

@@ -24,6 +24,7 @@ from crossover_comm.gossip import Gossip
 from crossover_comm.gradients import GradientAverager, copy_from_roots
 from crossover_comm.groups import groups_of, hosts
 from crossover_comm.live import LiveObjects
+from crossover_comm.planned import PlannedParameters
 from crossover_comm.remedies import remedies_for
 from crossover_comm.resume import TrainingState
 from crossover_comm.rounds import Action, Actions, rule_for
@@ -88,9 +89,10 @@ class RoundHooks:
             self.gossip, self.gradients, self._rule, self._awaited, self._remedies
         )
         self._stepping: set[int] = set()
+        self._round_begins: Callable[[int], None] | None = None
         self.synced = True
         self._known = {id(p) for p in self.gossip.parameters}
-        self._foreign: set[int] = set()
+        self._planned = PlannedParameters(self.gossip, self._known)
         self.forward_begins = torch.compiler.disable(_forward_event(weakref.ref(self)))
         """Tells that a forward of the whole model begins; compiled code leaves its graph for it."""
         handles = self._register()
@@ -103,8 +105,7 @@ class RoundHooks:
 
     def __reduce__(self) -> NoReturn:
         raise InvalidArgument(
-            "a wrapper that gossips cannot be copied or pickled: copy or save its .module or "
-            "state_dict() and wrap the copy"
+            "an optimizer that gossips cannot be copied or pickled: save its state_dict()"
         )
 
     @contextlib.contextmanager
@@ -120,6 +121,19 @@ class RoundHooks:
     def synchronize(self) -> None:
         """Closes the open round; runs the one that a skipped step has left owing."""
         self._do(self._rule.synchronize())
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds opened so far, those that `interval` leaves out too, or averages of gradients."""
+        return self._rule.num_rounds if self.gradients is None else self.gradients.num_averages
+
+    def shadow_step(self) -> None:
+        """Takes part in a step of the others: no optimizer steps, gradients count as zero."""
+        self._do(self._rule.forward(grad_enabled=True, synced=True, recomputing=False))
+        self._rule.backward(synced=True)
+        if self.gradients is not None:
+            self.gradients.shadow()
+        self._do(self._rule.step_begin(closure=False) + self._rule.step_end(complete=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Where gossip stands, beside parameters and optimizer. The open round is closed first."""
@@ -165,7 +179,7 @@ class RoundHooks:
 
     def step_begins(self, optimizer: Optimizer, *, closure: bool) -> None:
         """Called before any optimizer steps."""
-        held = self._held_by(optimizer)
+        held = self._planned.held_by(optimizer)
         if not (held and self._nesting.enter(id(optimizer))):
             return
         self._stepping = held
@@ -186,7 +200,16 @@ class RoundHooks:
             remedy.after_step(optimizer)
         self._do(self._rule.step_end(complete=self._awaited.stepped(self._stepping)))
 
+    def tell_rounds(self, begins: Callable[[int], None] | None) -> None:
+        """Calls `begins` with the number of each round, as `num_rounds` counts, that begins."""
+        if self.gradients is None:
+            self._round_begins = begins
+        else:
+            self.gradients.round_begins = begins
+
     def _do(self, actions: Actions) -> None:
+        if self._round_begins is not None:
+            self._round_begins(self.num_rounds)
         for action in actions:
             if action is Action.OPEN:
                 self._open()
@@ -219,38 +242,6 @@ class RoundHooks:
         if self.awaits_in_forward:
             handles += register_wait_hooks(self.gossip.model, self.gossip.awaited, self)
         return handles
-
-    def _held_by(self, optimizer: Optimizer) -> set[int]:
-        """The ids of the gossiped parameters in it; it may hold no unplanned ones of the model.
-
-        Raises:
-            InvalidArgument: Naming a parameter that was added, unfrozen or replaced after wrapping.
-        """
-        held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
-        ours = held.keys() & self._known
-        strangers = [
-            p
-            for i, p in held.items()
-            if i not in ours and i not in self._foreign
-            if p.requires_grad
-        ]
-        if strangers:
-            self._require_foreign(strangers, bool(ours))
-        return ours
-
-    def _require_foreign(self, strangers: list[torch.Tensor], ours: bool) -> None:
-        names = {id(p): name for name, p in self.gossip.model.named_parameters()}
-        for stranger in strangers:
-            name = names.get(id(stranger))
-            is_ignored = hasattr(stranger, "_ddp_ignored")
-            if name is None or is_ignored or not (ours or self.gossip.has(name)):
-                continue
-            self.gossip.fail(
-                f"parameter '{name}': expected the one that was in the model and trainable when it "
-                "was wrapped, got one that was added, unfrozen or put in its place later "
-                "(load_state_dict(assign=True), say); wrap the model again"
-            )
-        self._foreign.update(map(id, strangers))
 
 
 def attach(

@@ -254,6 +254,10 @@ class EveryNthRound:
             self._rule.forward(grad_enabled=grad_enabled, synced=synced, recomputing=recomputing)
         )
 
+    @property
+    def num_rounds(self) -> int:
+        return self._num_rounds
+
     def backward(self, *, synced: bool) -> None:
         self._rule.backward(synced=synced)
 
@@ -278,6 +282,8 @@ class EveryNthRound:
 class NoRounds:
     """Nothing is gossiped: all ranks are one group."""
 
+    num_rounds = 0
+
     def forward(self, *, grad_enabled: bool, synced: bool, recomputing: bool) -> Actions:
         return NOTHING
 
@@ -294,7 +300,9 @@ class NoRounds:
         return NOTHING
 
 
-def rule_for(overlap: str, *, gossips: bool, early: bool, interval: int) -> RoundRule:
+def rule_for(
+    overlap: str, *, gossips: bool, early: bool, interval: int
+) -> EveryNthRound | NoRounds:
     """The rule of a mode.
 
     Args:
@@ -312,7 +320,7 @@ def rule_for(overlap: str, *, gossips: bool, early: bool, interval: int) -> Roun
         rule = BackwardRule()
     else:
         rule = StepRule(close_at_once=overlap == "none")
-    return rule if interval == 1 else EveryNthRound(rule, interval)
+    return EveryNthRound(rule, interval)
 
 
 class GradientRule:

@@ -124,6 +124,32 @@ METHODS: Final = [
         "test_semantics.py::test_accumulation_under_no_sync_is_one_round_a_step",
     ),
     Feature(
+        "join",
+        "method",
+        "A rank without data is still exchanged with and mixed until the last has none; preset "
+        "`allreduce`: it adds gradients of zero, and ends with the model of a rank that took all "
+        "steps. No collective per step. One model at a time; not with groups that gossip.",
+        "test_uneven.py::test_a_rank_without_data_is_still_mixed_until_the_last_has_none",
+    ),
+    Feature(
+        "join(divide_by_initial_world_size=)",
+        "method",
+        "For averages of gradients as in torch; no meaning where parameters are gossiped.",
+        "test_uneven.py::test_averages_divide_by_all_ranks_or_by_those_with_data",
+    ),
+    Feature(
+        "join(throw_on_early_termination=)",
+        "method",
+        "Every rank raises RuntimeError after as many rounds, and may train on.",
+        "test_uneven.py::test_all_ranks_raise_when_one_ends_early_and_can_go_on",
+    ),
+    Feature(
+        "join_hook, join_device, join_process_group",
+        "method",
+        "For `torch.distributed.algorithms.Join` with several models; it needs a process group.",
+        "test_uneven.py::test_the_hook_of_torchs_join_takes_part_in_one_step_of_the_others",
+    ),
+    Feature(
         "train",
         "method",
         "Reaches the module, as `eval` does.",

@@ -268,6 +268,7 @@ void bind_engine(py::module_& m) {
             self.engine().set_weights(plan, weights);
           },
           "plan"_a, "weights"_a)
+      .def("check_failure", [](PythonEngine& self) { self.engine().check_failure(); })
       .def(
           "fail",
           [](PythonEngine& self, const std::string& cause) {

@@ -285,6 +285,12 @@ void Engine::raise_failure(const PlanState& plan, uint32_t segment) const {
               plan.place(segment, config_.rank) + ": " + failure_->via + failure_->cause);
 }
 
+void Engine::check_failure() const {
+  check_not_forked();
+  const std::lock_guard lock(mutex_);
+  if (failure_) throw_error(failure_->kind, failure_->via + failure_->cause);
+}
+
 uint64_t Engine::round(uint32_t plan, uint32_t segment) const {
   check_not_forked();
   const std::lock_guard lock(mutex_);

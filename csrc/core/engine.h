@@ -117,6 +117,9 @@ class Engine {
   /// Warnings of long waits since the last call.
   std::vector<std::string> take_warnings();
 
+  /// Raises the first failure, if there is one, for a caller that waits for something else.
+  void check_failure() const;
+
   /// Records a failure of the caller's own (a Python exception, say) so that the others learn it.
   void fail(ErrorKind kind, const std::string& cause);
 
