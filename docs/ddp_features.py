@@ -261,6 +261,18 @@ TOOLS: Final = [
         "test_transparency.py::test_gradients_after_closed_rounds_are_those_of_the_plain_model",
     ),
     Feature(
+        "clip_grad_norm_, LR schedulers, DistributedSampler, channels_last",
+        "tool",
+        "As on a plain model: gradients are local.",
+        "test_tools.py::test_clipping_schedules_samplers_and_channels_last_train_as_on_plain_replicas",
+    ),
+    Feature(
+        "evaluation and saving on rank 0 alone",
+        "tool",
+        "No call of the others is needed after a step; they wait in their next round.",
+        "test_tools.py::test_rank_0_evaluates_and_saves_alone",
+    ),
+    Feature(
         "torch.compile",
         "tool",
         "Inside or outside the wrapper, with every mode.",
