@@ -44,6 +44,8 @@ def version_of(model: nn.Module) -> list[int]:
 def _increments(request: pytest.FixtureRequest) -> Iterator[None]:
     """Both forms of torch.autograd.graph.increment_version, whatever this torch has."""
     original = gossip_module._increment_version_takes_many
+    if request.param and not original():
+        pytest.skip("this torch increments one version at a time")
     gossip_module._increment_version_takes_many = lambda: bool(request.param)  # type: ignore
     yield
     gossip_module._increment_version_takes_many = original
