@@ -122,6 +122,48 @@ class TransportLayer:
 FIRST_CHOSEN_PLAN: int
 """Ids of plans that not every rank adds start here."""
 
+class Call:
+    """A collective on its way, as Engine.start_call returns it."""
+
+    @property
+    def id(self) -> int: ...
+
+class CallPlace:
+    """This rank's place in a collective, its elements and how they are reduced ("none": not)."""
+
+    def __init__(self, rank: int, size: int, root: int, element: str, op: str) -> None: ...
+
+class CallProgram:
+    """What this rank does in one collective; handed to an Engine, which then owns it. Memory is
+    (address, number of bytes), a message (peer, address, number of bytes)."""
+
+    def describe(self) -> str: ...
+
+def all_reduce_program(place: CallPlace, data: tuple[int, int]) -> CallProgram: ...
+def reduce_program(place: CallPlace, data: tuple[int, int]) -> CallProgram: ...
+def reduce_scatter_program(
+    place: CallPlace, inputs: Sequence[tuple[int, int]], output: tuple[int, int]
+) -> CallProgram:
+    """`output` holds this rank's own input already."""
+
+def broadcast_program(place: CallPlace, data: tuple[int, int]) -> CallProgram: ...
+def exchange_program(
+    kind: str,
+    place: CallPlace,
+    numel: int,
+    sends: Sequence[tuple[int, int, int]],
+    receives: Sequence[tuple[int, int, int]],
+) -> CallProgram:
+    """At most one message to and one from each peer. `numel` is compared between ranks."""
+
+def point_to_point_program(
+    place: CallPlace,
+    tag: int,
+    sends: Sequence[tuple[int, int, int]],
+    receives: Sequence[tuple[int, int, int]],
+) -> CallProgram:
+    """One message in one direction, matched by `tag` and the order of calls."""
+
 class Engine:
     """The progress thread and all plans of this process.
 
@@ -181,6 +223,16 @@ class Engine:
         """Takes up what weights() gave; no round is open."""
     def check_failure(self) -> None:
         """Raises the first failure, if there is one."""
+    def start_call(self, program: CallProgram, timeout_s: float) -> Call:
+        """The program's memory is the engine's until the call is over."""
+    def wait_call(self, call: Call, slice_s: float) -> bool:
+        """Waits up to `slice_s`; whether it is complete."""
+    def is_over(self, call: Call) -> bool:
+        """Complete, or it never will be: its memory is the caller's again."""
+    def watch_call(self, call: Call) -> None:
+        """wait_watched() tells of it."""
+    def wait_watched(self, slice_s: float) -> list[int]:
+        """Ids of watched calls that have become complete; waits up to `slice_s` for the first."""
     def fail(self, cause: str) -> None:
         """Records a failure of this rank's own, so that the others learn it."""
     def shutdown(self, timeout_s: float) -> None:

@@ -23,6 +23,7 @@ struct PythonTransportLayer {
 
 void bind_errors();
 void bind_schedules(pybind11::module_& m);
+void bind_calls(pybind11::module_& m);
 void bind_pipes(pybind11::module_& m);
 void bind_engine(pybind11::module_& m);
 void bind_nccl(pybind11::module_& m);

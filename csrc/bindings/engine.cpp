@@ -270,6 +270,29 @@ void bind_engine(py::module_& m) {
           "plan"_a, "weights"_a)
       .def("check_failure", [](PythonEngine& self) { self.engine().check_failure(); })
       .def(
+          "start_call",
+          [](PythonEngine& self, CallProgram& program, double timeout_s) {
+            return self.engine().start_call(std::move(program), timeout_s);
+          },
+          "program"_a, "timeout_s"_a)
+      .def(
+          "wait_call",
+          [](PythonEngine& self, const Call& call, double slice_s) {
+            return self.engine().wait_call(call, slice_s);
+          },
+          "call"_a, "slice_s"_a, py::call_guard<py::gil_scoped_release>())
+      .def(
+          "is_over",
+          [](PythonEngine& self, const Call& call) { return self.engine().is_over(call); },
+          "call"_a)
+      .def(
+          "watch_call", [](PythonEngine& self, Call& call) { self.engine().watch_call(call); },
+          "call"_a)
+      .def(
+          "wait_watched",
+          [](PythonEngine& self, double slice_s) { return self.engine().wait_watched(slice_s); },
+          "slice_s"_a, py::call_guard<py::gil_scoped_release>())
+      .def(
           "fail",
           [](PythonEngine& self, const std::string& cause) {
             self.engine().fail(ErrorKind::kTransport, cause);

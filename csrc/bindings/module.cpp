@@ -45,6 +45,7 @@ PYBIND11_MODULE(_C, m) {
   crossover::bind_errors();
   crossover::bind_schedules(m);
   crossover::bind_pipes(m);
+  crossover::bind_calls(m);
   crossover::bind_engine(m);
   crossover::bind_nccl(m);
 }

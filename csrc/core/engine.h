@@ -19,6 +19,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/call.h"
 #include "core/clock.h"
 #include "core/device.h"
 #include "core/error.h"
@@ -114,6 +115,22 @@ class Engine {
   /// a round is open, or unless there is one finite weight > 0 per segment, 1 without push-sum.
   void set_weights(uint32_t plan, std::span<const double> weights);
 
+  /// Starts a collective or a message between two ranks: the program's memory is lent to it until
+  /// it is complete, or until a failure has been thrown by wait_call() or wait_watched().
+  /// Collectives are the same on every rank, in the same order; at most one thread at a time starts
+  /// them. Any number may be under way. ProgressTimeout is this engine's failure if one is not
+  /// complete after `timeout_s`.
+  std::shared_ptr<Call> start_call(CallProgram program, double timeout_s);
+  /// Waits up to `slice_s`. True: it is complete. Throws the engine's failure if it never will be.
+  bool wait_call(const Call& call, double slice_s);
+  /// True if it is complete, or will never be.
+  bool is_over(const Call& call) const;
+  /// From now on wait_watched() tells of it.
+  void watch_call(Call& call);
+  /// The ids of watched calls that have become complete; waits up to `slice_s` for the first.
+  /// Throws the engine's failure: no watched call of which it has not told will be complete.
+  std::vector<uint64_t> wait_watched(double slice_s);
+
   /// Warnings of long waits since the last call.
   std::vector<std::string> take_warnings();
 
@@ -138,12 +155,13 @@ class Engine {
 
  private:
   struct Command {
-    enum class Kind { kLayer, kAdd, kRemove, kPost, kPrepare, kReportStall } kind;
+    enum class Kind { kLayer, kAdd, kRemove, kPost, kPrepare, kReportStall, kCall } kind;
     std::shared_ptr<PlanState> plan;
     uint32_t segment = 0;
     uint64_t round = 0;
     double waited_s = 0.0;
     TransportLayer layer = {};
+    std::shared_ptr<Call> call = nullptr;
   };
   struct Failure {
     ErrorKind kind;
@@ -161,6 +179,11 @@ class Engine {
   void remove(const std::shared_ptr<PlanState>& plan);
   void begin(PlanState& plan, uint32_t segment);
   void report_stall(const Command& command);
+  void begin(const std::shared_ptr<Call>& call);
+  void finish(Call& call);
+  void abandon_calls();
+  void check_calls(double now_s);
+  void require_peers_of_calls();
   template <typename Call>
   bool attempt(Call call);
   bool handle_events();
@@ -180,6 +203,7 @@ class Engine {
   std::shared_ptr<PlanState> find_plan(uint32_t plan) const;                   // mutex_ held
   std::shared_ptr<PlanState> usable_plan(uint32_t plan) const;                 // mutex_ held
   void check_usable() const;                                                   // mutex_ held
+  void raise_call_failure(const std::string& place) const;                     // mutex_ held
   void raise_failure(const PlanState& plan, uint32_t segment) const;           // mutex_ held
   void watch_stall(const std::shared_ptr<PlanState>& plan, uint32_t segment);  // mutex_ held
   void record(EventKind kind, const PlanState& plan, uint32_t segment);
@@ -196,6 +220,7 @@ class Engine {
   std::unique_ptr<Transport> transport_;
   std::unique_ptr<Poller> poller_;  // wake() from any thread
   OperationTable operations_;
+  CallTable calls_;
   std::vector<TransportEvent> transport_events_;
   std::vector<bool> left_;  // per peer: it said an orderly farewell
   bool any_left_ = false;
@@ -208,6 +233,9 @@ class Engine {
   std::map<uint32_t, std::shared_ptr<PlanState>> plans_;  // null: removed
   uint32_t next_plan_ = 0;
   std::vector<Command> commands_;
+  uint64_t next_call_ = 0;
+  std::vector<uint64_t> watched_done_;  // ids of watched calls that wait_watched() has not told
+  bool calls_over_ = false;             // none will be complete any more, their memory is let go
   std::optional<Failure> failure_;
   std::vector<std::string> warnings_;
   TransportCounters counters_;

@@ -20,6 +20,7 @@ void Engine::say_farewell_if_due() {
     if (failure_) farewell = {true, failure_->origin, failure_->cause};
   }
   farewell_said_ = true;
+  abandon_calls();
   if (farewell.failed) {
     for (const auto& device : devices_) device->cancel_mixes();
   }
@@ -45,6 +46,7 @@ void Engine::run() {
                  config_.rank,
                  {}});
   }
+  abandon_calls();
   const std::lock_guard lock(mutex_);
   progress_ended_ = true;
   changed_.notify_all();
@@ -56,6 +58,7 @@ bool Engine::may_sleep(double now_s, std::vector<PollItem>& items, double& max_s
     if (!commands_.empty()) return false;
     if (shutting_down_) max_sleep_s = std::min(max_sleep_s, shutdown_deadline_s_ - now_s);
   }
+  max_sleep_s = std::min(max_sleep_s, calls_.next_deadline_in_s(now_s));
   return transport_->prepare_to_sleep(now_s, items, max_sleep_s) && max_sleep_s > 0;
 }
 
@@ -79,7 +82,9 @@ bool Engine::progress_once() {
       publish_counters();
     }
   });
-  return handle_events() || moved || commanded || !well;
+  const bool handled = handle_events();
+  check_calls(clock_.now_s());
+  return handled || moved || commanded || !well;
 }
 
 // What the outside world throws becomes this engine's failure; the progress thread goes on, to tell
@@ -141,6 +146,9 @@ void Engine::execute(const Command& command) {
       break;
     case Command::Kind::kReportStall:
       report_stall(command);
+      break;
+    case Command::Kind::kCall:
+      begin(command.call);
       break;
   }
 }
@@ -216,6 +224,10 @@ bool Engine::handle_events() {
 }
 
 void Engine::complete(const TransportEvent& event) {
+  if (CallTokens::owns(event.token)) {
+    if (const auto call = calls_.on_complete(event.token, *transport_)) finish(*call);
+    return;
+  }
   const Operation operation = operations_.take(event.token);
   if (!operation.exchange) return;
   const bool sent = event.kind == TransportEvent::Kind::kSent;
@@ -244,6 +256,7 @@ void Engine::on_peer_left(const TransportEvent& event) {
   }
   left_[event.peer] = true;
   any_left_ = true;
+  require_peers_of_calls();
   std::vector<std::shared_ptr<PlanState>> plans;
   {
     const std::lock_guard lock(mutex_);

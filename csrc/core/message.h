@@ -17,6 +17,11 @@ struct MessageTag {
   auto operator<=>(const MessageTag&) const = default;
 };
 
+/// Plan ids that no plan has: the messages of collectives (segment: which message of the call,
+/// round: which call) and those between two ranks (segment: the caller's tag).
+inline constexpr uint32_t kCollectivePlan = 0xffffffff;
+inline constexpr uint32_t kPointToPointPlan = 0xfffffffe;
+
 /// A stream of a device, as a number (a cudaStream_t); 0 is its default stream. No meaning on the
 /// host.
 using StreamHandle = uintptr_t;

@@ -25,6 +25,12 @@ std::span<const std::byte> as_bytes(const std::string& text) {
 }  // namespace
 
 std::string describe(const MessageTag& tag) {
+  if (tag.plan == kCollectivePlan) {
+    return "collective " + std::to_string(tag.round) + ", message " + std::to_string(tag.segment);
+  }
+  if (tag.plan == kPointToPointPlan) {
+    return "message " + std::to_string(tag.round) + " with tag " + std::to_string(tag.segment);
+  }
   return "plan " + std::to_string(tag.plan) + ", round " + std::to_string(tag.round) +
          ", segment " + std::to_string(tag.segment) + ", phase " + std::to_string(tag.phase);
 }
@@ -54,9 +60,9 @@ void PeerChannel::send(const MessageTag& tag, MessageSource& source, uint64_t to
     return;
   }
   if (announced->second != source.num_bytes()) {
-    throw TransportError(describe(tag) + ": rank " + std::to_string(peer_) + " has room for " +
-                         std::to_string(announced->second) + " bytes, this rank sends " +
-                         std::to_string(source.num_bytes()) + "; the plans differ");
+    throw InvalidArgument(describe(tag) + ": rank " + std::to_string(peer_) + " has room for " +
+                          std::to_string(announced->second) + " bytes, this rank sends " +
+                          std::to_string(source.num_bytes()) + "; the plans or calls differ");
   }
   ready_.erase(announced);
   active_.push_back(message);
@@ -159,26 +165,26 @@ bool PeerChannel::read_header(std::span<const std::byte> window,
   counters_.wire_received_bytes += kHeaderBytes;
   frame_ = arrived;
   payload_left_ = padded_bytes(arrived.length);
-  if (arrived.kind == FrameKind::kReady) accept_ready();
   if (arrived.kind == FrameKind::kData) accept_data();
   if (payload_left_ == 0) finish_frame(events);
+  if (arrived.kind == FrameKind::kReady) accept_ready(arrived);
   return true;
 }
 
-void PeerChannel::accept_ready() {
-  const auto posted = waiting_.find(frame_->tag);
+void PeerChannel::accept_ready(const FrameHeader& announced) {
+  const auto posted = waiting_.find(announced.tag);
   if (posted == waiting_.end()) {
-    if (forgotten_plans_.contains(frame_->tag.plan)) return;
+    if (forgotten_plans_.contains(announced.tag.plan)) return;
     if (ready_.size() >= kMaxReadyAhead) {
       throw TransportError("more than " + std::to_string(kMaxReadyAhead) +
                            " messages announced that this rank does not send");
     }
-    ready_.emplace(frame_->tag, frame_->offset);
+    ready_.emplace(announced.tag, announced.offset);
     return;
   }
   const Outgoing message = posted->second;
   waiting_.erase(posted);
-  ready_.emplace(frame_->tag, frame_->offset);
+  ready_.emplace(announced.tag, announced.offset);
   send(message.tag, *message.source, message.token, message.order);
 }
 

@@ -67,7 +67,7 @@ class PeerChannel {
   bool read_payload(std::span<const std::byte> window, std::vector<TransportEvent>& events);
   bool read_farewell(std::span<const std::byte> window, std::vector<TransportEvent>& events);
   void accept_data();
-  void accept_ready();
+  void accept_ready(const FrameHeader& announced);
   void finish_frame(std::vector<TransportEvent>& events);
   bool write_frames(std::vector<TransportEvent>& events);
   bool write_control();

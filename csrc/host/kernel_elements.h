@@ -1,5 +1,6 @@
 // Element types of the kernels, in code that a compiler turns into vector instructions: no
-// branches, integer selects, unaligned loads. Included by kernel_loops.h alone.
+// branches, integer selects, unaligned loads. Included by kernel_loops.h and reduction_loops.h
+// alone.
 //
 // This header is compiled once per instruction set. Everything in it has internal linkage and calls
 // only builtins, never an inline function of the standard library: else the linker could keep
