@@ -41,6 +41,8 @@ from crossover_comm.graphs import from_networkx
 from crossover_comm.hooks import synchronize
 from crossover_comm.optimizer import DistributedOptimizer
 from crossover_comm.planning import Option, plan
+from crossover_comm.process_group import ProcessGroupOptions
+from crossover_comm.process_group import register as _register_backend
 from crossover_comm.settings import NcclOptions
 from crossover_comm.topology import (
     AllReduce,
@@ -77,6 +79,7 @@ __all__ = [
     "NcclOptions",
     "NonFiniteError",
     "Option",
+    "ProcessGroupOptions",
     "ProgressTimeout",
     "Ring",
     "Shift",
@@ -102,3 +105,5 @@ __all__ = [
     "size",
     "synchronize",
 ]
+
+_register_backend()
