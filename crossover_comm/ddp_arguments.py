@@ -50,13 +50,15 @@ REFUSED: Final[Mapping[str, tuple[object, str]]] = {
 
 ABSENT: Final[Mapping[str, str]] = {
     "reducer": "segments of parameters, not buckets of gradients, are exchanged",
-    "register_comm_hook": "not yet; use GossipConfig(wire=...)",
-    "will_sync_module_buffers": "buffers are local after the start",
+    "register_comm_hook": "not supported; GossipConfig(wire=...) says what is sent",
+    "will_sync_module_buffers": "buffers are local after the start, in preset 'allreduce' too; "
+    "use SyncBatchNorm for common statistics, or crossover_comm.broadcast_parameters(model)",
     "scatter": "a process trains one replica on one device",
     "gather": "a process trains one replica on one device",
     "to_kwargs": "a process trains one replica on one device",
-    "_register_builtin_comm_hook": "use register_comm_hook or GossipConfig(wire='bf16')",
-    "_register_buffer_comm_hook": "use GossipConfig(buffers=...)",
+    "_register_builtin_comm_hook": "use GossipConfig(wire='bf16')",
+    "_register_buffer_comm_hook": "buffers are local after the start; use "
+    "crossover_comm.broadcast_parameters(model.named_buffers()) at a place of your own",
     "_register_fused_optim": "use GossipConfig(overlap=...) and any optimizer",
     "_set_ddp_runtime_logging_sample_rate": "nothing is sampled; see crossover_comm.counters()",
     "_remove_autograd_hooks": "gossip ends when the wrapper is no longer held",

@@ -175,6 +175,13 @@ METHODS: Final = [
         "test_ddp_surface.py::test_logging_data_has_torchs_keys_and_the_configuration",
     ),
     Feature(
+        "register_comm_hook, will_sync_module_buffers",
+        "method",
+        "Absent, and the error says so: `GossipConfig(wire=)` says what is sent; buffers are local "
+        "after the start, in preset `allreduce` too.",
+        "test_ddp_surface.py::test_a_member_without_counterpart_says_why",
+    ),
+    Feature(
         "scatter, gather, to_kwargs",
         "method",
         "Absent: a process trains one replica on one device. The error says so.",
