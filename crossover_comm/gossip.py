@@ -161,8 +161,8 @@ class Gossip:
         if index not in self._open:
             return False
         self.device.refuse_capture()
-        # A compiled graph counts its writes, this very mix, before it runs.
-        self._require_untouched(index, num_expected=0 if tensors is None else 1)
+        is_counted = tensors is not None and _compiled_graphs_count_first()
+        self._require_untouched(index, num_expected=int(is_counted))
         if tensors is None:
             addresses = self._addresses[self._spans[index]]
         else:
@@ -311,6 +311,12 @@ def increment_versions(tensors: Sequence[torch.Tensor]) -> None:
         return
     for tensor in tensors:
         torch.autograd.graph.increment_version(tensor)
+
+
+@functools.cache
+def _compiled_graphs_count_first() -> bool:
+    """Whether a compiled graph counts its writes before it runs: those of torch 2.4 do not."""
+    return not torch.__version__.startswith("2.4.")
 
 
 @functools.cache

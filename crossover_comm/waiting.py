@@ -55,21 +55,22 @@ class WaitHook:
     ) -> None:
         self._waiter = weakref.ref(waiter)
         self._key = key
-        self._segments = tuple(segments)
+        with _defining:  # a cached function may run twice at once
+            self._segments = tuple(
+                (index, parameters, _op(len(parameters))) for index, parameters in segments
+            )
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         grad_enabled = torch.is_grad_enabled()
         if torch.compiler.is_compiling():
             with torch.no_grad():
-                for index, parameters in self._segments:
-                    torch.ops.crossover_comm.await_segment(
-                        list(parameters), self._key, index, grad_enabled
-                    )
+                for index, parameters, op in self._segments:
+                    op(*parameters, self._key, index, grad_enabled)
             return
         waiter = self._waiter()
         if waiter is None:
             return
-        for index, _ in self._segments:
+        for index, _, _ in self._segments:
             waiter.await_segment(index, grad_enabled, None)
 
     def __reduce__(self) -> tuple[type[InertHook], tuple[()]]:
@@ -116,8 +117,6 @@ def register_wait_hooks(
         model: The model that `segments` were cut from.
         waiter: Told of each reading; held weakly.
     """
-    with _defining:  # a cached function may run twice at once
-        _define_op()
     key = next(_keys)
     _waiters[key] = waiter
     awaited: dict[str, list[tuple[int, tuple[nn.Parameter, ...]]]] = {}
@@ -133,24 +132,31 @@ def register_wait_hooks(
 
 
 @functools.cache
-def _define_op() -> object:
-    """Registers ``torch.ops.crossover_comm.await_segment``, which lives as long as the answer.
+def _library() -> torch.library.Library:
+    """Where the ops live, as long as this answer."""
+    return torch.library.Library("crossover_comm", "FRAGMENT")
 
-    Not by ``torch.library.custom_op``: that counts the tensors as written before it calls, so that
-    a write of the user's could no longer be told.
+
+@functools.cache
+def _op(num_tensors: int) -> Callable[..., None]:
+    """``torch.ops.crossover_comm.await_segment_<n>``: awaits a segment of so many tensors.
+
+    One op for each number, since the compiler of torch 2.4 takes none that writes to a list of
+    tensors. Not by ``torch.library.custom_op``: that counts the tensors as written before it calls,
+    so that a write of the user's could no longer be told.
     """
-    library = torch.library.Library("crossover_comm", "FRAGMENT")
-    library.define(
-        "await_segment(Tensor(a!)[] tensors, int key, int index, bool grad_enabled) -> ()"
-    )
-    library.impl("await_segment", _await_segment, "CompositeExplicitAutograd")
-    torch.library.register_fake(
-        "crossover_comm::await_segment", lambda tensors, key, index, grad_enabled: None, lib=library
-    )
-    return library
+    library = _library()
+    name = f"await_segment_{num_tensors}"
+    tensors = "".join(f"Tensor(a{i}!) tensor{i}, " for i in range(num_tensors))
+    library.define(f"{name}({tensors}int key, int index, bool grad_enabled) -> ()")
+    library.impl(name, _await_segment, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"crossover_comm::{name}", lambda *_: None, lib=library)
+    op: Callable[..., None] = getattr(torch.ops.crossover_comm, name)
+    return op
 
 
-def _await_segment(tensors: list[torch.Tensor], key: int, index: int, grad_enabled: bool) -> None:
+def _await_segment(*args: Any) -> None:
+    *tensors, key, index, grad_enabled = args
     waiter = _waiters.get(key)
     if waiter is not None:
         waiter.await_segment(index, grad_enabled, tensors)
