@@ -38,6 +38,8 @@ class _Posted:
     versions: list[int]
     absent: list[tuple[int, nn.Parameter]]
     """Position and parameter of the gradients that stand for None."""
+    sparse: list[tuple[int, nn.Parameter, int]]
+    """Position, parameter and number of sparse dimensions of those that stand for sparse ones."""
 
 
 class GradientAverager:
@@ -45,8 +47,9 @@ class GradientAverager:
 
     Afterwards they are equal bit for bit on the group's members. A parameter without a gradient
     counts as zero; if it has none on any member, as one element more per parameter tells, it is
-    left without. One element more tells whether the rank has data at all (:meth:`shadow`). NaN and
-    infinity travel, for a GradScaler to find.
+    left without. A sparse gradient travels dense and is sparse again afterwards, without what is
+    zero. One element more tells whether the rank has data at all (:meth:`shadow`). NaN and infinity
+    travel, for a GradScaler to find.
 
     Args:
         gossip: The model's; segments are its own.
@@ -212,10 +215,14 @@ class GradientAverager:
         segment = self._segments[index]
         tensors = []
         absent = []
+        sparse = []
         for i, (name, p) in enumerate(zip(segment.tensors, segment.parameters, strict=True)):
             if p.grad is None or self._is_shadow:
                 absent.append((i, p))
                 tensors.append(torch.zeros_like(p))
+            elif p.grad.layout == torch.sparse_coo:
+                sparse.append((i, p, p.grad.sparse_dim()))
+                tensors.append(_like_its_parameter(name, p, p.grad.to_dense()))
             else:
                 tensors.append(_like_its_parameter(name, p, p.grad))
         flags = self._flags[index].fill_(0 if self._is_shadow else 1)
@@ -224,7 +231,7 @@ class GradientAverager:
         tensors.append(flags)
         if self.round_begins is not None and not self._posted:
             self.round_begins(self.num_averages + 1)
-        self._posted[index] = _Posted(tensors, [t._version for t in tensors], absent)
+        self._posted[index] = _Posted(tensors, [t._version for t in tensors], absent, sparse)
         addresses = [t.data_ptr() for t in tensors]
         self._engine.open_segment(self.plan, index, addresses, self._gossip.device.stream())
 
@@ -247,6 +254,8 @@ class GradientAverager:
         if not self.divides_by_size:
             num_with_data = round(float(self._flags[index][-1]) * self._size)
             torch._foreach_mul_(posted.tensors, self._size / num_with_data)
+        for i, p, num_dims in posted.sparse:
+            p.grad = posted.tensors[i].to_sparse(num_dims)
 
     def _fail_twice(self, index: int, parameter: torch.Tensor) -> None:
         segment = self._segments[index]

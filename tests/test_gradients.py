@@ -190,6 +190,29 @@ class Checkpointed(nn.Module):
         return x
 
 
+def test_sparse_gradients_are_averaged_and_stay_sparse() -> None:
+    tables = [torch.nn.Embedding(6, 3, sparse=True) for _ in range(2)]
+    used = [torch.tensor([0, 2]), torch.tensor([2, 5, 5])]
+
+    def work(context: Context) -> None:
+        rank = context.launch.rank
+        ddp = DistributedDataParallel(
+            tables[rank], gossip="allreduce", context=context, init_sync=False
+        )
+        ddp(used[rank]).sum().backward()
+
+    run_ranks(2, work)
+    wanted = torch.zeros(6, 3)
+    for row, count in {0: 1.0, 2: 2.0, 5: 2.0}.items():
+        wanted[row] = count / 2
+    for table in tables:
+        gradient = table.weight.grad
+        assert gradient is not None
+        assert gradient.is_sparse
+        assert gradient.coalesce().indices().tolist() == [[0, 2, 5]]
+        torch.testing.assert_close(gradient.to_dense(), wanted)
+
+
 def test_reentrant_checkpoints_are_averaged_once_all_is_there() -> None:
     config = dataclasses.replace(ALL_REDUCE, overlap="none")
     run = gradients_after(lambda d, x: loss_of(d, x[0]).backward(), config, Checkpointed)
