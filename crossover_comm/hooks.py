@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -305,14 +306,20 @@ def _parameters_of(target: nn.Module | Optimizer) -> Iterator[torch.Tensor]:
 
 
 def _refuse_second_gossip(parameters: Mapping[str, nn.Parameter]) -> None:
-    for hooks in _live:
-        taken = {id(p) for p in hooks.gossip.parameters}
-        for name, p in parameters.items():
-            if id(p) in taken:
-                raise InvalidArgument(
-                    f"parameter '{name}': expected one that is not gossiped yet, got one that "
-                    "another DistributedDataParallel or DistributedOptimizer gossips"
-                )
+    if _already_gossiped(parameters) is not None:
+        gc.collect()  # whoever gossips it may be garbage that holds itself
+    name = _already_gossiped(parameters)
+    if name is not None:
+        raise InvalidArgument(
+            f"parameter '{name}': expected one that is not gossiped yet, got one that another "
+            "DistributedDataParallel or DistributedOptimizer gossips; drop that first (del)"
+        )
+
+
+def _already_gossiped(parameters: Mapping[str, nn.Parameter]) -> str | None:
+    """The name of the first that is gossiped."""
+    taken = {id(p) for hooks in _live for p in hooks.gossip.parameters}
+    return next((name for name, p in parameters.items() if id(p) in taken), None)
 
 
 def _in_backward() -> bool:
