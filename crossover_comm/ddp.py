@@ -23,6 +23,7 @@ from crossover_comm.ddp_arguments import (
     ignored_names,
     require_delay,
     require_supported,
+    warn_of_broadcast_buffers,
     warn_of_check_reduction,
     without,
 )
@@ -116,6 +117,7 @@ class DistributedDataParallel(nn.Module, Joinable):
             mixed_precision=mixed_precision,
         )
         warn_of_check_reduction(check_reduction)
+        warn_of_broadcast_buffers(broadcast_buffers)
         self._config = gossip_for(resolve(gossip), bucket_cap_mb)
         require_delay(self._config, delay_all_reduce_named_params, param_to_hook_all_reduce)
         if init_sync and context not in (None, joined_context()):
@@ -146,6 +148,7 @@ class DistributedDataParallel(nn.Module, Joinable):
         self._uneven: UnevenInputs | None = None
         self._num_joins = 0
         self._process_group = device_mesh.get_group() if device_mesh is not None else process_group
+        self.device_mesh = device_mesh
         self._hooks: RoundHooks | None = None
         whole = context or own_context()
         self._context: Context | None = among(whole, process_group, device_mesh)
@@ -347,6 +350,7 @@ class DistributedDataParallel(nn.Module, Joinable):
             "_hooks": None,
             "_context": None,
             "_process_group": None,
+            "device_mesh": None,
             "_is_at_rest": True,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Final, TypeVar
@@ -22,6 +23,7 @@ __all__ = [
     "ignored_names",
     "require_delay",
     "require_supported",
+    "warn_of_broadcast_buffers",
     "warn_of_check_reduction",
     "without",
 ]
@@ -118,6 +120,18 @@ def warn_of_check_reduction(check_reduction: bool) -> None:
     if check_reduction:
         warnings.warn(
             "check_reduction is deprecated and has no meaning", FutureWarning, stacklevel=3
+        )
+
+
+def warn_of_broadcast_buffers(broadcast_buffers: bool | None) -> None:
+    """torch's own deprecation, where torch has the newer argument."""
+    torchs = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    if broadcast_buffers is not None and "forward_sync_buffers" in torchs:
+        warnings.warn(
+            "broadcast_buffers is deprecated: use forward_sync_buffers, unless buffers are not to "
+            "be broadcast at the start",
+            FutureWarning,
+            stacklevel=3,
         )
 
 

@@ -202,7 +202,12 @@ ATTRIBUTES: Final = [
         "May be set: False is what `no_sync` sets.",
         "test_ddp_surface.py::test_clearing_the_sync_flag_by_hand_is_no_sync",
     ),
-    Feature("device, device_type, device_ids, output_device", "attribute", "As torch's.", _PLAIN),
+    Feature(
+        "device, device_type, device_ids, output_device, device_mesh",
+        "attribute",
+        "As torch's.",
+        _PLAIN,
+    ),
     Feature("logger", "attribute", "None.", _PLAIN),
     Feature(
         "parameters_to_ignore",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +64,15 @@ def test_delayed_reductions_are_taken_where_nothing_is_reduced_in_backward() -> 
     wrap(lone_rank(), model, gossip=GossipConfig(groups="world", overlap="none"), **delay)
     with pytest.raises(InvalidArgument, match="expected overlap='none' with groups"):
         wrap(lone_rank(), model, gossip="allreduce", **delay)
+
+
+def test_broadcast_buffers_is_deprecated_where_torch_says_so() -> None:
+    torchs = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        wrap(lone_rank(), broadcast_buffers=False)
+    found = [w for w in caught if "broadcast_buffers is deprecated" in str(w.message)]
+    assert len(found) == ("forward_sync_buffers" in torchs)
 
 
 def test_a_deprecated_argument_warns_as_torchs_does() -> None:

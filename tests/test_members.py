@@ -148,6 +148,7 @@ def work_on_a_mesh() -> None:
     ddp(torch.ones(1, 2)).sum().backward()
     torch.optim.SGD(ddp.parameters(), lr=0.0).step()
     assert float(model.weight[0, 0].detach()) == column + 1.0
+    assert ddp.device_mesh == mesh["replicate"]
     check_process_groups(rank, mesh)
     cc.shutdown()
     dist.destroy_process_group()
