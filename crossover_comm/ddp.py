@@ -147,12 +147,12 @@ class DistributedDataParallel(nn.Module, Joinable):
         self._synced = True
         self._uneven: UnevenInputs | None = None
         self._num_joins = 0
-        self._process_group = device_mesh.get_group() if device_mesh is not None else process_group
-        self.device_mesh = device_mesh
         self._hooks: RoundHooks | None = None
         whole = context or own_context()
         self._context: Context | None = among(whole, process_group, device_mesh)
         self._members = None if self._context is whole else self._context.members
+        self._process_group = device_mesh.get_group() if device_mesh is not None else process_group
+        self.device_mesh = device_mesh
         self._wrap()
         if init_sync:
             self._broadcast(with_buffers=broadcasts)

@@ -80,16 +80,6 @@ def test_every_argument_of_torch_is_known_with_its_default() -> None:
         assert name not in REFUSED or REFUSED[name][0] == parameter.default
 
 
-@pytest.mark.skipif(
-    "forward_sync_buffers" not in inspect.signature(nn.parallel.DistributedDataParallel).parameters,
-    reason="the order is that of torch 2.13, which has an argument amid those of older ones",
-)
-def test_arguments_come_in_the_order_of_torchs() -> None:
-    theirs = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-    ours = inspect.signature(DistributedDataParallel).parameters
-    assert list(ours)[: len(theirs)] == list(theirs)
-
-
 @pytest.mark.parametrize(
     "hint",
     [
@@ -204,22 +194,6 @@ def test_a_parameter_can_be_gossiped_by_one_wrapper_only() -> None:
             wrap(context, ddp.module)
 
     run_ranks(2, work)
-
-
-def test_a_module_whose_wrapper_is_garbage_can_be_wrapped_again() -> None:
-    gc.disable()
-    try:
-
-        def work(context: Context) -> None:
-            ddp = wrap(context)
-            model = ddp.module
-            ddp.holds_itself = [ddp]
-            del ddp
-            wrap(context, model if context.launch.rank == 0 else None)  # one thread collects
-
-        run_ranks(2, work)
-    finally:
-        gc.enable()
 
 
 def test_a_parameter_unfrozen_after_wrapping_is_noticed_at_its_step() -> None:

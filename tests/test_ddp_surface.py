@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import pickle
 import warnings
@@ -64,6 +65,32 @@ def test_delayed_reductions_are_taken_where_nothing_is_reduced_in_backward() -> 
     wrap(lone_rank(), model, gossip=GossipConfig(groups="world", overlap="none"), **delay)
     with pytest.raises(InvalidArgument, match="expected overlap='none' with groups"):
         wrap(lone_rank(), model, gossip="allreduce", **delay)
+
+
+@pytest.mark.skipif(
+    "forward_sync_buffers" not in inspect.signature(nn.parallel.DistributedDataParallel).parameters,
+    reason="the order is that of torch 2.13, which has an argument amid those of older ones",
+)
+def test_arguments_come_in_the_order_of_torchs() -> None:
+    theirs = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    ours = inspect.signature(DistributedDataParallel).parameters
+    assert list(ours)[: len(theirs)] == list(theirs)
+
+
+def test_a_module_whose_wrapper_is_garbage_can_be_wrapped_again() -> None:
+    gc.disable()
+    try:
+
+        def work(context: Context) -> None:
+            ddp = wrap(context)
+            model = ddp.module
+            ddp.holds_itself = [ddp]
+            del ddp
+            wrap(context, model if context.launch.rank == 0 else None)  # one thread collects
+
+        run_ranks(2, work)
+    finally:
+        gc.enable()
 
 
 def test_broadcast_buffers_is_deprecated_where_torch_says_so() -> None:
