@@ -73,7 +73,6 @@ def test_an_argument_that_torch_does_not_have_is_a_type_error() -> None:
 def test_every_argument_of_torch_is_known_with_its_default() -> None:
     theirs = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     ours = inspect.signature(DistributedDataParallel).parameters
-    assert set(theirs) <= set(ours)
     for name, parameter in theirs.items():
         if name != "broadcast_buffers":  # None stands for True; before torch 2.13 it was True
             assert ours[name].default == parameter.default, name
