@@ -17,11 +17,9 @@ _UNUSED = "the reducer's errors about unused parameters, changed graphs or a sec
 _BUFFER_HOOK = "hooks on the reducer's buffers (`_register_buffer_comm_hook`)"
 _PRIVATE = "private methods of the wrapper"
 _PROFILER = "the profiler's record of the reducer's all-reduce"
-_FUSED_MIXED = "`mixed_precision`, an underscored class of torch"
 
 INTERNALS: Final = {
     "test_compute_bucket_assignment_by_size_sparse_error_without_logger": _BUCKETS,
-    "test_ddp_bucket_cap_mb_list": _BUCKETS,
     "test_ddp_control_flow_different_across_ranks": _UNUSED,
     "test_ddp_control_flow_same_across_ranks": _UNUSED,
     "test_ddp_build_debug_param_to_name_mapping": _PRIVATE,
@@ -45,9 +43,7 @@ INTERNALS: Final = {
     "test_invalid_static_graph": _UNUSED,
     "test_ddp_checkpointing_twice_use_reentrant_True": _UNUSED,
     "test_ddp_checkpointing_unused_params_use_reentrant_True": _UNUSED,
-    "test_ddp_native_mixed_precision_ignored_params": _FUSED_MIXED,
     "test_ddp_profiling_torch_profiler": _PROFILER,
-    "test_skip_all_reduce_unused_parameters": "`skip_all_reduce_unused_params` of the reducer",
 }
 """Tests that read or expect an internal of torch's wrapper, and which."""
 
