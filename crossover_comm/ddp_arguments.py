@@ -31,6 +31,7 @@ __all__ = [
 TensorT = TypeVar("TensorT", bound=torch.Tensor)
 
 BYTES_PER_MB: Final = 1 << 20
+_TORCHS: Final = inspect.signature(nn.parallel.DistributedDataParallel).parameters
 
 REFUSED: Final[Mapping[str, tuple[object, str]]] = {
     "bucket_cap_mb_list": (
@@ -125,8 +126,7 @@ def warn_of_check_reduction(check_reduction: bool) -> None:
 
 def warn_of_broadcast_buffers(broadcast_buffers: bool | None) -> None:
     """torch's own deprecation, where torch has the newer argument."""
-    torchs = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-    if broadcast_buffers is not None and "forward_sync_buffers" in torchs:
+    if broadcast_buffers is not None and "forward_sync_buffers" in _TORCHS:
         warnings.warn(
             "broadcast_buffers is deprecated: use forward_sync_buffers, unless buffers are not to "
             "be broadcast at the start",
