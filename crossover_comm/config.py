@@ -15,12 +15,12 @@ from crossover_comm.topology import Topology, topology_from
 
 __all__ = ["PRESETS", "GossipConfig", "Overlap", "SegmentRule", "Wire", "resolve"]
 
-Overlap: TypeAlias = Literal["backward", "forward", "none"]
+Overlap: TypeAlias = Literal["backward", "forward", "fused", "none"]
 Wire: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 SegmentRule: TypeAlias = Literal["blocks"] | int
 Momentum: TypeAlias = Literal["local", "quasi-global", "decentlam", "exchanged"]
 
-OVERLAPS: Final = ("backward", "forward", "none")
+OVERLAPS: Final = ("backward", "forward", "fused", "none")
 WIRES: Final = ("fp32", "bf16", "fp16", "int8")
 MOMENTA: Final = ("local", "quasi-global", "decentlam", "exchanged")
 HIERARCHIES: Final = ("sharded", "root")
@@ -51,7 +51,11 @@ class GossipConfig:
             mixed before the optimizer steps, so that the step is applied at ``W x`` with gradients
             taken at ``x`` (the order of D-PSGD). ``"forward"``: posted after the step, each segment
             awaited where the next forward needs it: ``W (x after its step)``, the order of
-            Crossover-SGD. ``"none"``: as ``"forward"``, but mixed at once. Posted parameters may
+            Crossover-SGD. ``"none"``: as ``"forward"``, but mixed at once. ``"fused"``: the values
+            of ``"none"``, but a segment is stepped and posted inside the backward, once its
+            gradients are there, so that its exchange hides behind the rest of it too; the optimizer
+            steps each parameter by itself, and nothing comes between backward and step; see
+            docs/algorithms.md. Posted parameters may
             not be written: a write is an error, but one through ``p.data`` cannot be seen, so
             call :func:`crossover_comm.synchronize` before it. With several optimizers for one model
             the round runs before the first one steps in ``"backward"``, and once all those whose
@@ -141,10 +145,26 @@ class GossipConfig:
         if self.groups is not None:
             object.__setattr__(self, "groups", frozen_rule(self.groups))
         _require_one_of("hierarchy", self.hierarchy, HIERARCHIES)
+        self._require_fusable()
         if self.momentum != "local" and (self.interval > 1 or self.groups == "world"):
             raise InvalidArgument(
                 f"momentum={self.momentum!r}: expected a gossip round for every step, got "
                 f"interval={self.interval!r}, groups={self.groups!r}"
+            )
+
+    def _require_fusable(self) -> None:
+        if self.overlap != "fused":
+            return
+        for name, only in (("momentum", "local"), ("interval", 1), ("groups", None)):
+            if getattr(self, name) != only:
+                raise InvalidArgument(
+                    f"overlap='fused': expected {name}={only!r}, got {getattr(self, name)!r}; use "
+                    "another overlap"
+                )
+        if self.is_slow:
+            raise InvalidArgument(
+                f"overlap='fused': expected no slow_momentum, got {self.slow_momentum!r} with "
+                f"slow_lr={self.slow_lr!r}; use another overlap"
             )
 
     def _require_slow_momentum(self) -> None:

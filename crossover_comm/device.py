@@ -77,6 +77,11 @@ class ModelDevice:
         moved_by = "the host transports" if self.nccl is None else f"NCCL {self.nccl.version}"
         return {"type": self.device.type, "messages moved by": moved_by}
 
+    @property
+    def posts_in_order(self) -> bool:
+        """Whether every rank is to post segments in the same order."""
+        return self.nccl is not None
+
     def stream(self) -> int:
         """The stream that parameters are written on now; 0 on the host."""
         return 0 if self.handle is None else current_stream(self.device)

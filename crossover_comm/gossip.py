@@ -45,6 +45,7 @@ class Gossip:
         groups: Those that gossip in place of ranks; their members hold equal parameters.
 
     Attributes:
+        order: In which segments are posted and awaited, as indices.
         device: Where the model lives; what is exchanged beside it lies there too.
         is_sharded: Parameters are FSDP2's, and what is exchanged are this rank's shards of them.
         awaited: The segments with the modules at which they are to be awaited.
@@ -68,6 +69,7 @@ class Gossip:
         self.model = model
         require_shards(parameters, context.members, config, overlap)
         self.segments = cut(model, parameters, config.segments)
+        self.order = issue_order(len(self.segments), overlap)
         self.parameters = tuple(p for segment in self.segments for p in segment.parameters)
         self._names = tuple(name for segment in self.segments for name in segment.tensors)
         ends = list(accumulate(len(segment.tensors) for segment in self.segments))
@@ -75,9 +77,9 @@ class Gossip:
         self.is_sharded = any(map(is_sharded, self.parameters))
         self.awaited = awaited_at_root(self.segments) if self.is_sharded else self.segments
         self._layouts = [_layout(p) for p in self._held(self.parameters)]
-        self._addresses: list[int] = []
-        self._versions: list[int] = []
-        self._anchors: tuple[torch.Tensor, ...] = ()
+        self._addresses = [0] * len(self.parameters)
+        self._versions = [0] * len(self.parameters)
+        self._anchors = list[torch.Tensor](self.parameters)
         self._open: set[int] = set()
         self.device = context.placement.of(dict(zip(self._names, self.parameters, strict=True)))
         self.fingerprint: dict[str, object] = {
@@ -90,7 +92,7 @@ class Gossip:
         context.agree("the model's gossip", canonical_json(description))
         context.placement.connect()
         self._schedule = self._schedule_of(config, groups)
-        self._plan = self._plan_of_segments(config, overlap)
+        self._plan = self._plan_of_segments(config)
         self.companions: list[int] = []
         self.plan = self._add_plan(0)
 
@@ -122,12 +124,22 @@ class Gossip:
             CrossoverError: The engine's first failure.
         """
         self.device.refuse_capture()
-        addresses = [p.data_ptr() for p in self._held(self.parameters)]
-        if addresses != self._addresses:
-            self._anchor(addresses)
-        self._versions = [p._version for p in self.parameters]
-        self.context.engine.open_round(self.plan, addresses, self.device.stream())
+        self._note(slice(0, len(self.parameters)))
+        self.context.engine.open_round(self.plan, self._addresses, self.device.stream())
         self._open = set(range(len(self.segments)))
+
+    def open_segment(self, index: int) -> None:
+        """Posts one segment, as :meth:`open_round` posts all; in `order` if the device asks for it.
+
+        Raises:
+            InvalidArgument, CrossoverError: As for :meth:`open_round`; if the segment is open.
+        """
+        self.device.refuse_capture()
+        span = self._spans[index]
+        self._note(span)
+        addresses = self._addresses[span]
+        self.context.engine.open_segment(self.plan, index, addresses, self.device.stream())
+        self._open.add(index)
 
     def close_round(self) -> list[int]:
         """Awaits and mixes every segment that is still open, and tells which these were.
@@ -171,6 +183,10 @@ class Gossip:
         increment_versions(tensors or self.segments[index].parameters)
         self._open.discard(index)
         return True
+
+    def name_of(self, parameter: torch.Tensor) -> str:
+        """The name of a gossiped parameter."""
+        return next(n for n, p in zip(self._names, self.parameters, strict=True) if p is parameter)
 
     def has(self, name: str) -> bool:
         """Whether the parameter of this name is gossiped."""
@@ -229,7 +245,7 @@ class Gossip:
     def _add_plan(self, first_round: int) -> int:
         return self.context.add_plan(self._plan, self._schedule, first_round, self.device.handle)
 
-    def _plan_of_segments(self, config: GossipConfig, overlap: Overlap) -> _C.SegmentPlan:
+    def _plan_of_segments(self, config: GossipConfig) -> _C.SegmentPlan:
         return _C.SegmentPlan(
             [
                 (
@@ -241,7 +257,7 @@ class Gossip:
                 for segment in self.segments
             ],
             WIRE_DTYPES[config.wire],
-            issue_order(len(self.segments), overlap),
+            self.order,
         )
 
     def _schedule_of(self, config: GossipConfig, groups: Groups | None) -> _C.Schedule:
@@ -253,18 +269,27 @@ class Gossip:
         unit = INT8_BLOCK_NUMEL if config.wire == "int8" else 1
         return within_groups(schedule, groups, sizes, config.hierarchy, unit)
 
-    def _anchor(self, addresses: list[int]) -> None:
+    def _note(self, span: slice) -> None:
+        """Takes note of where parameters are and of what was written to them."""
+        parameters = self.parameters[span]
+        addresses = [p.data_ptr() for p in self._held(parameters)]
+        if addresses != self._addresses[span]:
+            self._anchor(span, addresses)
+        self._versions[span] = [p._version for p in parameters]
+
+    def _anchor(self, span: slice, addresses: list[int]) -> None:
         """Takes note of new addresses and keeps the memory alive for the progress thread."""
-        held = self._held(self.parameters)
-        for name, p, layout in zip(self._names, held, self._layouts, strict=True):
+        held = self._held(self.parameters[span])
+        for name, p, layout in zip(self._names[span], held, self._layouts[span], strict=True):
             if _layout(p) != layout:
                 self.fail(
                     f"parameter '{name}': expected {_spell(layout)} as at the start, "
                     f"got {_spell(_layout(p))}; wrap the model again after changing it"
                 )
-        require_disjoint(dict(zip(self._names, held, strict=True)))
-        self._anchors = tuple(p.detach() for p in held)
-        self._addresses = addresses
+        everything = self._held(self.parameters)
+        require_disjoint(dict(zip(self._names, everything, strict=True)))
+        self._anchors[span] = [p.detach() for p in held]
+        self._addresses[span] = addresses
 
     def _require_untouched(self, index: int, num_expected: int = 0) -> None:
         """Raises if a parameter was moved, or written more often than autograd may know of."""

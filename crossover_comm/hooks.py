@@ -12,15 +12,12 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 from torch.utils.hooks import RemovableHandle
 
 from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.context import Context, current_context
 from crossover_comm.errors import InvalidArgument
+from crossover_comm.fused import FusedSteps
 from crossover_comm.gossip import Gossip
 from crossover_comm.gradients import GradientAverager, copy_from_roots
 from crossover_comm.groups import groups_of, hosts
@@ -28,8 +25,9 @@ from crossover_comm.live import LiveObjects
 from crossover_comm.planned import PlannedParameters
 from crossover_comm.remedies import remedies_for
 from crossover_comm.resume import TrainingState
-from crossover_comm.rounds import Action, Actions, rule_for
+from crossover_comm.rounds import Action, Actions, EveryNthRound, StepRule, rule_for
 from crossover_comm.shards import reshard
+from crossover_comm.step_hooks import StepHooks
 from crossover_comm.stepping import AwaitedSteps, StepNesting
 from crossover_comm.waiting import register_wait_hooks
 
@@ -40,9 +38,9 @@ class RoundHooks:
     """Gossips one model while it trains. Detaches itself when nobody holds it any more.
 
     It listens to the backward of every parameter, to the steps of every optimizer that holds one of
-    them, and in mode ``"forward"`` to the modules that read them. In the other modes its holder
-    calls :meth:`forward_begins`; with groups of ranks it also hands what a forward returns to
-    ``gradients.watch``.
+    them, and in modes ``"forward"`` and ``"fused"`` to the modules that read them. In the others
+    its holder calls :meth:`forward_begins`; with groups of ranks it also hands what a forward
+    returns to ``gradients.watch``.
 
     Args:
         context: The rank's place and engine; it has at least 2 ranks.
@@ -76,7 +74,7 @@ class RoundHooks:
         if groups is not None:
             self.gradients = GradientAverager(self.gossip, groups, config, overlap)
             copy_from_roots(self.gossip, groups)
-        self.awaits_in_forward = overlap == "forward"
+        self.awaits_in_forward = overlap in ("forward", "fused")
         self._rule = rule_for(
             overlap,
             gossips=groups is None or len(groups) > 1,
@@ -84,6 +82,11 @@ class RoundHooks:
             interval=config.interval,
         )
         self._remedies = remedies_for(self.gossip, config)
+        self._fused: FusedSteps | None = None
+        if overlap == "fused":
+            assert isinstance(self._rule, EveryNthRound)
+            assert isinstance(self._rule.every, StepRule)
+            self._fused = FusedSteps(self.gossip, self._rule.every)
         self._nesting = StepNesting()
         self._awaited = AwaitedSteps(self.gossip.parameters)
         self._state = TrainingState(
@@ -108,6 +111,15 @@ class RoundHooks:
         raise InvalidArgument(
             "an optimizer that gossips cannot be copied or pickled: save its state_dict()"
         )
+
+    def bind(self, optimizer: Optimizer) -> None:
+        """Tells mode ``"fused"`` who steps; else the first steps do.
+
+        Raises:
+            InvalidArgument: If the optimizer cannot be stepped in parts.
+        """
+        if self._fused is not None:
+            self._fused.bind(optimizer)
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -135,6 +147,8 @@ class RoundHooks:
         if self.gradients is not None:
             self.gradients.shadow()
         self._do(self._rule.step_begin(closure=False) + self._rule.step_end(complete=True))
+        if self._fused is not None:
+            self._fused.step_ends()
 
     def state_dict(self) -> dict[str, Any]:
         """Where gossip stands, beside parameters and optimizer. The open round is closed first."""
@@ -155,6 +169,8 @@ class RoundHooks:
         """Called when a forward begins, or goes on where a segment is read."""
         if grad_enabled and not recomputing:
             self._awaited.round_begins()
+            if self._fused is not None:
+                self._fused.forward_seen()
         if self.gradients is not None:
             self.gradients.forward_seen(grad_enabled, synced=self.synced, recomputing=recomputing)
         self._do(
@@ -169,6 +185,8 @@ class RoundHooks:
         """Called where a forward is about to read a segment."""
         recomputing = _in_backward()
         self.forward_seen(grad_enabled, recomputing=recomputing)
+        if recomputing and self._fused is not None:
+            self._fused.require_unstepped(index)
         if not recomputing and self.gossip.wait_segment(index, tensors):
             self._tell_mixed(index, tensors)
 
@@ -177,21 +195,28 @@ class RoundHooks:
         self._rule.backward(synced=self.synced)
         if self.gradients is not None:
             self.gradients.gradient_seen(parameter, synced=self.synced)
+        if self._fused is not None:
+            self._fused.gradient_seen(parameter)
 
-    def step_begins(self, optimizer: Optimizer, *, closure: bool) -> None:
-        """Called before any optimizer steps."""
+    def step_begins(self, optimizer: Optimizer, *, closure: bool) -> set[int]:
+        """Called before any optimizer steps; the ids of parameters that it is not to step."""
         held = self._planned.held_by(optimizer)
         if not (held and self._nesting.enter(id(optimizer))):
-            return
+            return set()
+        stepped = set()
+        if self._fused is not None:
+            stepped = self._fused.step_begins(optimizer, closure=closure)
         self._stepping = held
         if self.gradients is not None:
             self.gradients.step_begins()
         actions = self._rule.step_begin(closure=closure)
         for remedy in self._remedies:
             remedy.step_begins(optimizer, closure=closure, exchanges=bool(actions))
-        self._do(actions)
+        if self._fused is None:  # it has closed what is written, and keeps open what is stepped
+            self._do(actions)
         for remedy in self._remedies:
             remedy.before_step(optimizer)
+        return stepped
 
     def step_ends(self, optimizer: Optimizer) -> None:
         """Called after any optimizer has stepped."""
@@ -200,6 +225,8 @@ class RoundHooks:
         for remedy in self._remedies:
             remedy.after_step(optimizer)
         self._do(self._rule.step_end(complete=self._awaited.stepped(self._stepping)))
+        if self._fused is not None:
+            self._fused.step_ends()
 
     def tell_rounds(self, begins: Callable[[int], None] | None) -> None:
         """Calls `begins` with the number of each round, as `num_rounds` counts, that begins."""
@@ -220,7 +247,10 @@ class RoundHooks:
     def _open(self) -> None:
         for remedy in self._remedies:
             remedy.opening()
-        self.gossip.open_round()
+        if self._fused is None:
+            self.gossip.open_round()
+        else:
+            self._fused.post_rest()
         for remedy in self._remedies:
             remedy.opened()
 
@@ -366,33 +396,5 @@ def _release(
         plan.remove()
 
 
-def _before_step(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
-    for hooks in _live:
-        hooks.step_begins(optimizer, closure=closure is not None)
-
-
-def _after_step(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    for hooks in _live:
-        hooks.step_ends(optimizer)
-
-
-class _StepHooks:
-    """torch's global optimizer hooks, registered while a model is gossiped."""
-
-    def __init__(self) -> None:
-        self._handles: list[RemovableHandle] = []
-
-    def register(self) -> None:
-        self._handles = [
-            register_optimizer_step_pre_hook(_before_step),
-            register_optimizer_step_post_hook(_after_step),
-        ]
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
-_step_hooks = _StepHooks()
+_step_hooks = StepHooks(lambda: _live)
 _live: LiveObjects[RoundHooks] = LiveObjects(_step_hooks.register, _step_hooks.remove)

@@ -62,8 +62,9 @@ def DistributedOptimizer(  # noqa: N802, used like a class, as Horovod's
         context: The rank's context if it is not the process's own.
 
     Raises:
-        InvalidArgument: If `optimizer` is not torch's, a parameter cannot be exchanged or is
-            gossiped already, or the ranks differ.
+        InvalidArgument: If `optimizer` is not torch's or cannot be stepped in parts where
+            ``overlap="fused"`` wants it, a parameter cannot be exchanged or is gossiped already, or
+            the ranks differ.
     """
     if not isinstance(optimizer, Optimizer):
         raise InvalidArgument(
@@ -77,6 +78,7 @@ def DistributedOptimizer(  # noqa: N802, used like a class, as Horovod's
     _add_methods(optimizer, hooks)
     if hooks is None:
         return optimizer
+    hooks.bind(optimizer)
     if not hooks.awaits_in_forward:
         _announce_forwards(model, hooks)
     if hooks.gradients is not None:

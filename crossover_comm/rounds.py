@@ -176,6 +176,11 @@ class StepRule:
         self._seen_forward = False
         self._synced_forward = False
 
+    @property
+    def is_owed(self) -> bool:
+        """Whether the backward at hand is synced, so that a round belongs to it."""
+        return self._backwards is _Backwards.SYNCED
+
     def forward(self, *, grad_enabled: bool, synced: bool, recomputing: bool) -> Actions:
         if not grad_enabled or recomputing:
             return NOTHING
@@ -258,6 +263,11 @@ class EveryNthRound:
     def num_rounds(self) -> int:
         return self._num_rounds
 
+    @property
+    def every(self) -> RoundRule:
+        """The rule whose rounds these are."""
+        return self._rule
+
     def backward(self, *, synced: bool) -> None:
         self._rule.backward(synced=synced)
 
@@ -306,7 +316,7 @@ def rule_for(
     """The rule of a mode.
 
     Args:
-        overlap: ``"backward"``, ``"forward"`` or ``"none"``.
+        overlap: The mode.
         gossips: Whether there is anybody to gossip with.
         early: Whether the step uses the outcome of its own round.
         interval: Every so many rounds one happens.

@@ -118,11 +118,11 @@ def cut(
 def issue_order(num_segments: int, overlap: Overlap) -> list[int]:
     """The order in which segments are posted and awaited, as indices in model order.
 
-    Mode ``"backward"`` starts at the model's end, whose gradients are ready first; the others start
-    with the segment that the next forward needs first.
+    Modes ``"backward"`` and ``"fused"`` start at the model's end, whose gradients are ready first;
+    the others start with the segment that the next forward needs first.
     """
     order = range(num_segments)
-    return list(reversed(order)) if overlap == "backward" else list(order)
+    return list(reversed(order)) if overlap in ("backward", "fused") else list(order)
 
 
 def describe(segments: Sequence[Segment]) -> list[dict[str, object]]:

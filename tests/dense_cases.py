@@ -41,7 +41,7 @@ __all__ = [
     "train",
 ]
 
-OVERLAPS: tuple[Overlap, ...] = ("none", "forward", "backward")
+OVERLAPS: tuple[Overlap, ...] = ("none", "forward", "backward", "fused")
 PERMUTATIONS = ("crossover", "crossover-sequential", "exponential", "table")
 """Schedules in which every rank sends to one peer and receives from one, with weight 1/2."""
 

@@ -63,7 +63,7 @@ def trained(
         optimizer: torch.optim.Optimizer = DistributedOptimizer(
             sgd, model, gossip=GossipConfig(overlap=overlap), context=context
         )
-        called = compiled(model, backend, fullgraph=overlap == "forward")
+        called = compiled(model, backend, fullgraph=overlap in ("forward", "fused"))
         for x in inputs[rank]:
             optimizer.zero_grad()
             called(x).square().mean().backward()
@@ -76,7 +76,7 @@ def trained(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("overlap", ["forward", "backward", "none"])
+@pytest.mark.parametrize("overlap", ["forward", "fused", "backward", "none"])
 def test_a_compiled_model_trains_as_the_eager_one(backend: str, overlap: Overlap) -> None:
     torch.manual_seed(6)
     replicas: list[nn.Module] = [mlp(4, 8, 3) for _ in range(2)]
@@ -87,13 +87,16 @@ def test_a_compiled_model_trains_as_the_eager_one(backend: str, overlap: Overlap
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("overlap", ["forward", "fused"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_compiled_model_with_a_tied_weight_trains_as_the_eager_one(backend: str) -> None:
+def test_a_compiled_model_with_a_tied_weight_trains_as_the_eager_one(
+    backend: str, overlap: Overlap
+) -> None:
     torch.manual_seed(7)
     replicas: list[nn.Module] = [Tied() for _ in range(2)]
     inputs = torch.randint(0, 11, (2, NUM_STEPS, 2, 6))
-    wanted = trained(replicas, inputs, None, "forward")
-    given = trained(replicas, inputs, backend, "forward")
+    wanted = trained(replicas, inputs, None, overlap)
+    given = trained(replicas, inputs, backend, overlap)
     for a, b in zip(given, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -118,7 +121,7 @@ def test_a_write_between_post_and_a_compiled_forward_raises(backend: str) -> Non
     run_ranks(2, work)
 
 
-@pytest.mark.parametrize("overlap", ["forward", "backward", "none"])
+@pytest.mark.parametrize("overlap", ["forward", "fused", "backward", "none"])
 @pytest.mark.parametrize("outside", [False, True], ids=["compiled inside", "compiled outside"])
 def test_compiling_inside_or_outside_the_wrapper_trains_alike(
     overlap: Overlap, outside: bool

@@ -42,8 +42,8 @@ def test_an_unknown_gossip_names_the_presets(gossip: Any) -> None:
     ("arguments", "message"),
     [
         (
-            {"overlap": "fused"},
-            "overlap: expected one of 'backward', 'forward', 'none', got 'fused'",
+            {"overlap": "late"},
+            "overlap: expected one of 'backward', 'forward', 'fused', 'none', got 'late'",
         ),
         ({"wire": "int4"}, "wire: expected one of 'fp32', 'bf16', 'fp16', 'int8', got 'int4'"),
         ({"segments": "layers"}, "segments: expected 'blocks' or a size in bytes >= 1"),
@@ -57,6 +57,16 @@ def test_an_unknown_gossip_names_the_presets(gossip: Any) -> None:
         ({"groups": "rack"}, "groups: expected 'host', 'world', a number of ranks per group >= 1"),
         ({"groups": 0}, "or lists of ranks, got 0"),
         ({"groups": [[0], []]}, "or lists of ranks, got [[0], []]"),
+        ({"overlap": "fused", "interval": 2}, "overlap='fused': expected interval=1, got 2"),
+        ({"overlap": "fused", "groups": 2}, "overlap='fused': expected groups=None, got 2"),
+        (
+            {"overlap": "fused", "momentum": "exchanged"},
+            "overlap='fused': expected momentum='local'",
+        ),
+        (
+            {"overlap": "fused", "exact_every": 2, "slow_momentum": 0.5},
+            "overlap='fused': expected no slow_momentum, got 0.5",
+        ),
         ({"hierarchy": "tree"}, "hierarchy: expected one of 'sharded', 'root', got 'tree'"),
         ({"momentum": "exchanged", "interval": 2}, "expected a gossip round for every step"),
         ({"rounds_per_step": 0}, "rounds_per_step: expected an integer >= 1, got 0"),

@@ -35,6 +35,12 @@ def test_gossip_in_mode_forward_shows_the_first_segment() -> None:
     assert seconds(Method(), slow, "forward") == pytest.approx(0.3 + 0.6 - 0.1 + 0.1 / 3)
 
 
+def test_gossip_in_mode_fused_shows_the_segment_that_leaves_last() -> None:
+    assert seconds(Method(), overlap="fused") == pytest.approx(0.3 + 0.04)
+    slow = Cluster(workers=2, bandwidth=2e8, latency_s=0.0)
+    assert seconds(Method(), slow, "fused") == pytest.approx(0.3 + 0.6 - 0.2 * 2 / 3)
+
+
 def test_a_narrow_wire_pays_for_a_second_round() -> None:
     assert seconds(Method(wire="bf16", rounds_per_step=2)) == pytest.approx(0.3 + 0.12)
 

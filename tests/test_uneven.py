@@ -69,7 +69,7 @@ def train(config: GossipConfig, **options: Any) -> list[nn.Module]:
     return replicas
 
 
-@pytest.mark.parametrize("overlap", OVERLAPS)
+@pytest.mark.parametrize("overlap", [*OVERLAPS, "fused"])
 def test_a_rank_without_data_is_still_mixed_until_the_last_has_none(overlap: Overlap) -> None:
     config = GossipConfig(overlap=overlap)
     for given, wanted in zip(train(config), reference(config), strict=True):

@@ -35,6 +35,12 @@ def remedies_for(gossip: Gossip, config: GossipConfig) -> tuple[Remedy, ...]:
                 f"slow_momentum, got momentum={config.momentum!r}, slow_momentum="
                 f"{config.slow_momentum}: steps of x and parameters x / w are of unlike scale"
             )
+        if config.overlap == "fused":
+            gossip.remove()
+            raise InvalidArgument(
+                "push-sum (a column-stochastic topology): expected another overlap than 'fused', "
+                "which would scale each segment for the time of its step"
+            )
         return (PushSum(gossip),)
     remedies: list[Remedy] = []
     if config.momentum != "local":

@@ -25,7 +25,7 @@ class Method:
 
     Args:
         topology: who exchanges with whom; None: gradients are all-reduced, replicas stay equal.
-        order: ``"after"``: x <- W (x - lr d), the library's overlap modes none and forward;
+        order: ``"after"``: x <- W (x - lr d), the library's overlap modes none, forward and fused;
             ``"before"``: x <- W x - lr d with d taken at x, the library's mode backward.
         wire: element type on the wire.
         rounds_per_step: draws mixed one after the other in a step.

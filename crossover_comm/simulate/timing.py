@@ -8,6 +8,8 @@ in the order of the overlap mode:
 - ``"none"``: post after the step, wait at once;
 - ``"forward"``: post after the step; segments arrive one after the other and each is awaited where
   forward needs it;
+- ``"fused"``: segments are posted one after the other while backward yields them, the one that
+  forward needs first as the last;
 - ``"backward"``: post when forward begins, wait before the step.
 
 An all-reduce waits for everybody. It is cut into buckets that start as backward yields them, so all
@@ -203,11 +205,16 @@ class _Race:
         if overlap == "backward":
             return np.maximum(starts + compute, self._exchanged(starts, mixing))
         ends = starts + compute
+        forward = self._workload.forward_share * self._workload.compute_s
+        num_segments = self._workload.num_segments
+        if overlap == "fused":
+            backward = self._workload.compute_s - forward
+            posted = ends - backward * (num_segments - 1) / num_segments
+            arrived = self._exchanged(posted, mixing)
+            return np.maximum(arrived, ends + (arrived - posted) / num_segments)
         arrived = self._exchanged(ends, mixing)
         if overlap == "none":
             return arrived
-        forward = self._workload.forward_share * self._workload.compute_s
-        num_segments = self._workload.num_segments
         first = ends + (arrived - ends) / num_segments
         return np.maximum(first, arrived + forward / num_segments - forward)
 
