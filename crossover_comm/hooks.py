@@ -75,9 +75,10 @@ class RoundHooks:
             self.gradients = GradientAverager(self.gossip, groups, config, overlap)
             copy_from_roots(self.gossip, groups)
         self.awaits_in_forward = overlap in ("forward", "fused")
+        gossips = groups is None or len(groups) > 1
         self._rule = rule_for(
             overlap,
-            gossips=groups is None or len(groups) > 1,
+            gossips=gossips,
             early=config.momentum == "decentlam",
             interval=config.interval,
         )
@@ -89,14 +90,13 @@ class RoundHooks:
             self._fused = FusedSteps(self.gossip, self._rule.every)
         self._nesting = StepNesting()
         self._awaited = AwaitedSteps(self.gossip.parameters)
-        self._state = TrainingState(
-            self.gossip, self.gradients, self._rule, self._awaited, self._remedies
-        )
+        parts = (self.gossip, self.gradients, self._rule, self._awaited, self._remedies)
+        self._state = TrainingState(*parts)
         self._stepping: set[int] = set()
         self._round_begins: Callable[[int], None] | None = None
         self.synced = True
         self._known = {id(p) for p in self.gossip.parameters}
-        self._planned = PlannedParameters(self.gossip, self._known)
+        self._planned = PlannedParameters(self.gossip, self._known, mixes=gossips)
         self.forward_begins = torch.compiler.disable(_forward_event(weakref.ref(self)))
         """Tells that a forward of the whole model begins; compiled code leaves its graph for it."""
         handles = self._register()

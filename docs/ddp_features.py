@@ -279,6 +279,13 @@ TOOLS: Final = [
         "test_tools.py::test_clipping_schedules_samplers_and_channels_last_train_as_on_plain_replicas",
     ),
     Feature(
+        "ZeroRedundancyOptimizer",
+        "tool",
+        "Refused at its first step where parameters are gossiped, for it overwrites them by those "
+        "of other ranks. Works in preset `allreduce`.",
+        "test_tools.py::test_an_optimizer_that_makes_replicas_equal_by_itself_is_refused_under_gossip",
+    ),
+    Feature(
         "evaluation and saving on rank 0 alone",
         "tool",
         "No call of the others is needed after a step; they wait in their next round.",

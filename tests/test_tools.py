@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import DenseMixing, assert_states_close, run_ranks, state_of
 from torch import nn
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.context import Context
 from crossover_comm.ddp import DistributedDataParallel
+from crossover_comm.errors import InvalidArgument
 from crossover_comm.hooks import synchronize
 
 OVERLAPS: tuple[Overlap, ...] = ("none", "forward", "backward")
@@ -114,3 +119,42 @@ def test_rank_0_evaluates_and_saves_alone(overlap: Overlap) -> None:
         return context.engine.round(0, 0)
 
     assert run_ranks(SIZE, work) == [NUM_STEPS] * SIZE
+
+
+@pytest.fixture
+def _lone_group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def step_with_zero(gossip: str, stepping: range) -> list[nn.Module]:
+    replicas = replicas_of()
+    replicas[1].load_state_dict(replicas[0].state_dict())
+
+    def work(context: Context) -> None:
+        rank = context.launch.rank
+        ddp = DistributedDataParallel(
+            replicas[rank], gossip=gossip, context=context, init_sync=False
+        )
+        optimizer = ZeroRedundancyOptimizer(ddp.parameters(), torch.optim.SGD, lr=0.1)
+        gradients(ddp, batches_of(rank)[0])
+        if rank in stepping:
+            optimizer.step()
+
+    run_ranks(SIZE, work)
+    return replicas
+
+
+@pytest.mark.usefixtures("_lone_group")
+def test_an_optimizer_that_makes_replicas_equal_by_itself_is_refused_under_gossip() -> None:
+    with pytest.raises(InvalidArgument, match=r"got a ZeroRedundancyOptimizer, .*'allreduce'"):
+        step_with_zero("crossover", range(1))
+
+
+@pytest.mark.usefixtures("_lone_group")
+def test_an_optimizer_that_makes_replicas_equal_by_itself_steps_on_averaged_gradients() -> None:
+    first, second = step_with_zero("allreduce", range(SIZE))
+    before = state_of(replicas_of()[0])
+    assert_states_close(state_of(first), state_of(second), atol=0.0)
+    assert not torch.equal(state_of(first)["0.weight"], before["0.weight"])
