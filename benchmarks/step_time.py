@@ -35,7 +35,7 @@ METHODS = (
     "crossover/backward/bf16",
     "crossover/backward/int8",
 )
-WIRES = {"fp32": "float32", "bf16": "bfloat16"}
+WIRES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8-blocks"}
 """Those that gossip_perf is timed with, by its names."""
 KEY = ("hosts", "rate", "method")
 

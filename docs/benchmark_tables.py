@@ -18,6 +18,7 @@ LABELS = {
     "decent/one-peer-exp": "Decent-DP 0.2.3, one-peer exponential",
     "gossip_perf/fp32": "W: gossip_perf, fp32",
     "gossip_perf/bf16": "W: gossip_perf, bf16",
+    "gossip_perf/int8": "W: gossip_perf, int8",
 }
 NOT_MEASURED = "not measured yet"
 RATES = ("100mbit", "200mbit", "1gbit", "none")
