@@ -11,6 +11,8 @@ from study_statistics import Points, Results
 from crossover_comm.simulate.report import plot_lines
 
 PLOTTED_RATE = "200mbit"
+UNPLOTTED = ("gossip_perf", "decent/one-peer-exp", "crossover/none", "crossover/forward")
+"""Starts of names that stand in tables only, to keep lines apart."""
 
 
 def plot_benchmarks(results: Results, folder: Path) -> None:
@@ -18,6 +20,8 @@ def plot_benchmarks(results: Results, folder: Path) -> None:
     for name in ("step_time", "scaling"):
         lines: dict[str, Points] = {}
         for row in where(results.get(name, []), rate=PLOTTED_RATE):
+            if row["method"].startswith(UNPLOTTED):
+                continue
             lines.setdefault(label(row["method"]), []).append(
                 (row["hosts"], 1e3 * row["step_s"], 0)
             )
