@@ -251,7 +251,7 @@ class Measurement {
     const SegmentPlan plan = make_plan(bytes, options_);
     Model model(plan);
     model.fill(rank_.rank);
-    const uint32_t id = engine_->add_plan(plan, schedule_, host_device(), 0);
+    const uint32_t id = engine_->add_plan(plan, schedule_, host_device(), 0, {.rooms = Rooms::kFew});
     barrier(rank_);
     std::vector<double> own;
     timed_round(id, model, own);

@@ -54,9 +54,11 @@ class EngineWorld {
   }
 
   uint32_t add_plan(const SegmentPlan& plan, const std::shared_ptr<const Schedule>& schedule,
-                    uint64_t first_round = 0) {
+                    uint64_t first_round = 0, Rooms rooms = Rooms::kAll) {
     uint32_t id = 0;
-    for (auto& engine : engines) id = engine->add_plan(plan, schedule, host_device(), first_round);
+    for (auto& engine : engines) {
+      id = engine->add_plan(plan, schedule, host_device(), first_round, {.rooms = rooms});
+    }
     return id;
   }
   void turn() {
