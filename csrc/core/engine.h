@@ -238,7 +238,7 @@ class Engine {
 
   // Guarded by driving_: whoever has it drives, the progress thread or a caller in its place.
   std::mutex driving_;
-  std::atomic<bool> caller_drives_{false};
+  std::atomic<int> num_driving_callers_{0};
   std::condition_variable seat_is_free_;
   std::unique_ptr<Transport> transport_;
   std::unique_ptr<Poller> poller_;  // wake() from any thread

@@ -56,12 +56,12 @@ class MixPermission {
 class Engine::Seat {
  public:
   explicit Seat(Engine& engine) : engine_(engine) {
-    engine.caller_drives_ = true;
+    ++engine.num_driving_callers_;
     engine.poller_->wake();
     held_ = std::unique_lock(engine.driving_);
   }
   ~Seat() {
-    engine_.caller_drives_ = false;
+    --engine_.num_driving_callers_;
     held_.unlock();
     engine_.seat_is_free_.notify_one();
   }

@@ -31,7 +31,7 @@ void Engine::run() {
   try {
     for (;;) {
       std::unique_lock seat(driving_);
-      seat_is_free_.wait(seat, [&] { return !caller_drives_; });
+      seat_is_free_.wait(seat, [&] { return num_driving_callers_ == 0; });
       const bool moved = progress_once();
       if (finished(clock_.now_s())) break;
       if (!moved) sleep_if_idle(kMaxSleep_s);
