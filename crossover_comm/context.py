@@ -96,7 +96,6 @@ class Context:
         first_round: int,
         device: _C.Device | None,
         raise_on_non_finite: bool | None = None,
-        *,
         few_rooms: bool = False,
     ) -> int:
         """As `engine.add_plan`, for a schedule of these ranks; all of them call it in one order."""

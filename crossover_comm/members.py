@@ -57,7 +57,6 @@ class MemberContext(Context):
         first_round: int,
         device: _C.Device | None,
         raise_on_non_finite: bool | None = None,
-        *,
         few_rooms: bool = False,
     ) -> int:
         whole = self._whole
