@@ -37,6 +37,7 @@ from crossover_comm.ddp import DistributedDataParallel
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.groups import Hierarchy, groups_of, shards_of
 from crossover_comm.hooks import synchronize
+from crossover_comm.segments import cut, trainable_parameters
 
 HIERARCHIES: tuple[Hierarchy, ...] = ("sharded", "root")
 
@@ -75,17 +76,21 @@ def test_groups_of_unlike_sizes_count_alike_in_the_mean() -> None:
 
 
 def test_members_of_a_group_share_its_traffic() -> None:
-    """Gradients: 2 (g-1) models and flags in a group. Gossip: one model, and g - 1 copies of it."""
+    """Gradients: 2 (g-1) models and flags in a group, a flag per tensor and one per segment.
+
+    Gossip: one model, and g - 1 copies of it.
+    """
     replicas, inputs = replicas_of(4), inputs_of(4)
     numel = sum(p.numel() for p in replicas[0].parameters())
-    num_parameters = len(list(replicas[0].parameters()))
+    segments = cut(replicas[0], trainable_parameters(replicas[0]), "blocks")
+    num_flags = sum(len(segment.tensors) + 1 for segment in segments)
     for hierarchy in HIERARCHIES:
         config = GossipConfig(groups=2, hierarchy=hierarchy, overlap="none")
         counted = train(copy.deepcopy(replicas), inputs, config)
         sent = [c["payload_sent_bytes"] // (4 * NUM_STEPS) for c in counted]
-        of_group = 2 * (numel + num_parameters) + 2 * numel
+        of_group = 2 * (numel + num_flags) + 2 * numel
         assert sent[0] + sent[1] == sent[2] + sent[3] == of_group
-        roots = (numel + num_parameters) + 2 * numel
+        roots = (numel + num_flags) + 2 * numel
         assert (sent[0] == roots) == (hierarchy == "root")
 
 

@@ -163,14 +163,14 @@ TEST(AllReduce, moves_two_times_n_minus_one_over_n_segments_per_rank) {
 }
 
 TEST(Parts, are_aligned_cover_everything_and_differ_by_a_unit) {
-  for (int64_t numel : {0, 1, 16, 17, 1000, 4096}) {
+  for (int64_t numel : {0, 1, 128, 129, 1000, 16384}) {
     for (int count : {1, 2, 3, 7, 64}) {
       int64_t end = 0;
       for (int index = 0; index < count; ++index) {
         const Slice part = part_of(numel, count, index);
         EXPECT_EQ(part.begin, end);
-        EXPECT_TRUE(part.begin % 16 == 0 || part.begin == numel);
-        EXPECT_LE(part.numel(), numel / count + 16);
+        EXPECT_TRUE(part.begin % 128 == 0 || part.begin == numel);
+        EXPECT_LE(part.numel(), numel / count + 128);
         end = part.end;
       }
       EXPECT_EQ(end, numel);

@@ -184,7 +184,7 @@ TEST(StreamedRound, ANanIsNamedAndNeverSpreads) {
   EngineWorld world(Medium::kShared, 2);
   const SegmentPlan plan = long_plan();
   std::vector<Replica> replicas = random_replicas(plan, 2, 1);
-  replicas[1].tensors[4][8000] = std::nanf("");  // late in the large segment
+  replicas[1].tensors[4][2000] = std::nanf("");  // late in the large segment
   const uint32_t id =
       world.add_plan(plan, std::shared_ptr(crossover_schedule(2, 1)), 0, Rooms::kFew);
   for (int rank = 0; rank < 2; ++rank) {

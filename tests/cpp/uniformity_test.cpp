@@ -208,7 +208,7 @@ TEST(GroupUniformity, draws_all_ten_partitions_of_six_ranks_into_threes_evenly) 
   std::map<Map, double> counts;
   for (uint64_t round = 0; round < 20000; ++round) {
     Map group;
-    const Program program = schedule->program({round, 2}, 48, 0);
+    const Program program = schedule->program({round, 2}, 3 * 128, 0);
     for (const Receive& receive : program.phases[0].receives) group.push_back(receive.peer);
     std::ranges::sort(group);
     ++counts[group];
