@@ -195,14 +195,10 @@ class Engine:
         device: Device | None = None,
         raise_on_non_finite: bool | None = None,
         id: int | None = None,
-        few_rooms: bool = False,
     ) -> int:
         """`device`: where the tensors live; None: in host memory. `raise_on_non_finite`: for this
         plan alone; None: as the engine was told. `id`: FIRST_CHOSEN_PLAN or more and unused, the
-        same on all ranks that exchange; None: the next, for plans that every rank adds.
-        `few_rooms`: for rounds in host memory that are opened and closed whole, several plans' in
-        the same order on every rank; room for about four segments instead of all, and close_round
-        mixes what arrives straight from the transport."""
+        same on all ranks that exchange; None: the next, for plans that every rank adds."""
     def remove_plan(self, plan: int) -> None:
         """Drops a plan, open or not. When it returns nothing reads its tensors any more."""
     def open_round(self, plan: int, addresses: Sequence[int], stream: int = 0) -> None:
@@ -213,8 +209,7 @@ class Engine:
     ) -> None:
         """Posts one segment; addresses of its tensors alone."""
     def close_round(self, plan: int, addresses: Sequence[int], stream: int = 0) -> None:
-        """Waits for every open segment in issue order and mixes it, on `stream` on a GPU. With few
-        rooms an error or Ctrl-C leaves a part of the elements mixed, the others as they were."""
+        """Waits for every open segment in issue order and mixes it, on `stream` on a GPU."""
     def wait_segment(
         self, plan: int, segment: int, addresses: Sequence[int], stream: int = 0
     ) -> None:

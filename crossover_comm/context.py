@@ -96,12 +96,9 @@ class Context:
         first_round: int,
         device: _C.Device | None,
         raise_on_non_finite: bool | None = None,
-        few_rooms: bool = False,
     ) -> int:
         """As `engine.add_plan`, for a schedule of these ranks; all of them call it in one order."""
-        return self.engine.add_plan(
-            plan, schedule, first_round, device, raise_on_non_finite, few_rooms=few_rooms
-        )
+        return self.engine.add_plan(plan, schedule, first_round, device, raise_on_non_finite)
 
     def add_synchronizer(
         self, synchronizer: Callable[[torch.nn.Module], None]

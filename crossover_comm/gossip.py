@@ -93,9 +93,8 @@ class Gossip:
         context.placement.connect()
         self._schedule = self._schedule_of(config, groups)
         self._plan = self._plan_of_segments(config)
-        self._few_rooms = overlap == "none" and self.device.handle is None
         self.companions: list[int] = []
-        self.plan = self._add_plan(0, few_rooms=self._few_rooms)
+        self.plan = self._add_plan(0)
 
     @property
     def named_parameters(self) -> dict[str, nn.Parameter]:
@@ -235,7 +234,7 @@ class Gossip:
         """
         self.remove()
         self._open.clear()
-        self.plan = self._add_plan(state["round"], few_rooms=self._few_rooms)
+        self.plan = self._add_plan(state["round"])
         self.companions = [self._add_plan(state["round"]) for _ in self.companions]
 
     def remove(self) -> None:
@@ -243,10 +242,8 @@ class Gossip:
         for plan in (self.plan, *self.companions):
             self.context.engine.remove_plan(plan)
 
-    def _add_plan(self, first_round: int, *, few_rooms: bool = False) -> int:
-        return self.context.add_plan(
-            self._plan, self._schedule, first_round, self.device.handle, few_rooms=few_rooms
-        )
+    def _add_plan(self, first_round: int) -> int:
+        return self.context.add_plan(self._plan, self._schedule, first_round, self.device.handle)
 
     def _plan_of_segments(self, config: GossipConfig) -> _C.SegmentPlan:
         return _C.SegmentPlan(

@@ -57,7 +57,6 @@ class MemberContext(Context):
         first_round: int,
         device: _C.Device | None,
         raise_on_non_finite: bool | None = None,
-        few_rooms: bool = False,
     ) -> int:
         whole = self._whole
         call = f"plan of ranks {list(self.members)}"
@@ -65,13 +64,7 @@ class MemberContext(Context):
         whole.next_member_plan = max(free) + 1
         spread = _C.among_members_schedule(schedule, self.members, whole.launch.size)
         return self.engine.add_plan(
-            plan,
-            spread,
-            first_round,
-            device,
-            raise_on_non_finite,
-            id=max(free),
-            few_rooms=few_rooms,
+            plan, spread, first_round, device, raise_on_non_finite, id=max(free)
         )
 
 

@@ -23,7 +23,7 @@ from crossover_comm.segments import trainable_parameters
 
 def bound(context: Context, model: nn.Module, rule: int | None = None) -> Gossip:
     config = GossipConfig(topology="complete", segments=rule or "blocks")
-    return Gossip(context, model, trainable_parameters(model), config, "forward")
+    return Gossip(context, model, trainable_parameters(model), config, "none")
 
 
 def run_round(gossip: Gossip) -> None:

@@ -3,9 +3,7 @@
 //   gossip_perf -r 4 -t shm -b 1M -e 128M -f 2        4 ranks of this host over shared memory
 //   RANK=.. WORLD_SIZE=.. MASTER_ADDR=.. MASTER_PORT=.. gossip_perf -b 25M     over TCP
 //
-// A round is posted and awaited at once: pack, exchange and mix, through the engine. With "stream"
-// messages are mixed while they arrive, as mode "none" does on the host; with "inbox" once they are
-// complete, as the other modes do.
+// A round is posted and awaited at once (mode "none"): pack, exchange and mix, through the engine.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -41,7 +39,6 @@ struct Options {
   int warmup = 5;
   bool check = true;
   int segments = 16;
-  Rooms rooms = Rooms::kFew;
   std::string topology = "crossover";
   Dtype wire = Dtype::kFloat32;
   std::string json;
@@ -58,7 +55,6 @@ constexpr const char* kUsage =
     "  -w, --warmup_iters N   rounds before them (5)\n"
     "  -c, --check 0|1        compare one round with the dense reference (1)\n"
     "  -s, --segments N       of equal bytes (16)\n"
-    "  -m, --mixing NAME      stream or inbox (stream)\n"
     "  -p, --topology NAME    crossover, exponential, ring or complete (crossover)\n"
     "  -x, --wire NAME        float32, bfloat16, float16 or int8-blocks\n"
     "                         (float32)\n"
@@ -88,12 +84,6 @@ Medium parse_medium(const std::string& text) {
   throw InvalidArgument("--transport: expected shm or tcp, got '" + text + "'");
 }
 
-Rooms parse_mixing(const std::string& text) {
-  if (text == "stream") return Rooms::kFew;
-  if (text == "inbox") return Rooms::kAll;
-  throw InvalidArgument("--mixing: expected stream or inbox, got '" + text + "'");
-}
-
 void set_option(Options& options, const std::string& name, const std::string& value) {
   const auto is = [&](const char* brief, const char* full) {
     return name == brief || name == full;
@@ -117,8 +107,6 @@ void set_option(Options& options, const std::string& name, const std::string& va
     options.check = number() != 0;
   } else if (is("-s", "--segments")) {
     options.segments = static_cast<int>(number());
-  } else if (is("-m", "--mixing")) {
-    options.rooms = parse_mixing(value);
   } else if (is("-p", "--topology")) {
     options.topology = value;
   } else if (is("-x", "--wire")) {
@@ -263,8 +251,7 @@ class Measurement {
     const SegmentPlan plan = make_plan(bytes, options_);
     Model model(plan);
     model.fill(rank_.rank);
-    const uint32_t id =
-        engine_->add_plan(plan, schedule_, host_device(), 0, {.rooms = options_.rooms});
+    const uint32_t id = engine_->add_plan(plan, schedule_, host_device(), 0);
     barrier(rank_);
     std::vector<double> own;
     timed_round(id, model, own);
@@ -309,27 +296,22 @@ class Measurement {
     return row;
   }
 
-  const char* medium_name() const { return options_.medium == Medium::kTcp ? "tcp" : "shm"; }
-  const char* mixing_name() const { return options_.rooms == Rooms::kFew ? "stream" : "inbox"; }
-  /// From how many ranks a segment of this rank comes.
-  size_t num_peers() const { return schedule_->neighbours({0, 0}, rank_.rank).receives.size(); }
-
   void print_head() const {
-    std::printf("# gossip_perf: %d ranks, %s, %s, topology %s, wire %s, %d rounds\n", rank_.size,
-                medium_name(), mixing_name(), options_.topology.c_str(),
-                dtype_name(options_.wire).data(), options_.iterations);
+    std::printf("# gossip_perf: %d ranks, %s, topology %s, wire %s, %d segments, %d rounds\n",
+                rank_.size, options_.medium == Medium::kTcp ? "tcp" : "shm",
+                options_.topology.c_str(), dtype_name(options_.wire).data(), options_.segments,
+                options_.iterations);
     std::printf("# algbw: model / p50; busbw: payload sent per rank / p50\n");
-    std::printf("#%13s %9s %6s %12s %12s %12s %9s %9s %8s\n", "size (B)", "segments", "peers",
-                "p50 (us)", "p99 (us)", "first (us)", "algbw", "busbw", "#wrong");
-    std::printf("#%13s %9s %6s %12s %12s %12s %9s %9s\n", "", "", "", "", "", "", "(GB/s)",
-                "(GB/s)");
+    std::printf("#%13s %9s %12s %12s %12s %9s %9s %8s\n", "size (B)", "segments", "p50 (us)",
+                "p99 (us)", "first (us)", "algbw", "busbw", "#wrong");
+    std::printf("#%13s %9s %12s %12s %12s %9s %9s\n", "", "", "", "", "", "(GB/s)", "(GB/s)");
   }
 
   void print(const Row& row) const {
     const std::string wrong = row.wrong < 0 ? "N/A" : std::to_string(row.wrong);
-    std::printf("%14lld %9d %6zu %12.1f %12.1f %12.1f %9.3f %9.3f %8s\n",
-                static_cast<long long>(row.bytes), options_.segments, num_peers(),
-                1e6 * row.median_s, 1e6 * row.p99_s, 1e6 * row.first_s,
+    std::printf("%14lld %9d %12.1f %12.1f %12.1f %9.3f %9.3f %8s\n",
+                static_cast<long long>(row.bytes), options_.segments, 1e6 * row.median_s,
+                1e6 * row.p99_s, 1e6 * row.first_s,
                 static_cast<double>(row.bytes) / row.median_s / 1e9,
                 row.sent_bytes / row.median_s / 1e9, wrong.c_str());
     std::fflush(stdout);
@@ -337,11 +319,11 @@ class Measurement {
 
   void write_json(const std::vector<Row>& rows) const {
     std::ofstream out(options_.json);
-    out << "{\"ranks\": " << rank_.size << ", \"transport\": \"" << medium_name()
-        << "\", \"mixing\": \"" << mixing_name() << "\", \"peers\": " << num_peers()
-        << ", \"topology\": \"" << options_.topology << "\", \"wire\": \""
-        << dtype_name(options_.wire) << "\", \"segments\": " << options_.segments
-        << ", \"rounds\": " << options_.iterations << ", \"sizes\": [";
+    out << "{\"ranks\": " << rank_.size << ", \"transport\": \""
+        << (options_.medium == Medium::kTcp ? "tcp" : "shm") << "\", \"topology\": \""
+        << options_.topology << "\", \"wire\": \"" << dtype_name(options_.wire)
+        << "\", \"segments\": " << options_.segments << ", \"rounds\": " << options_.iterations
+        << ", \"sizes\": [";
     for (size_t i = 0; i < rows.size(); ++i) {
       const Row& row = rows[i];
       out << (i ? ", " : "") << "{\"bytes\": " << row.bytes << ", \"p50_s\": " << row.median_s

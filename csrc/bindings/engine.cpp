@@ -207,15 +207,15 @@ void bind_engine(py::module_& m) {
           "add_plan",
           [](PythonEngine& self, const SegmentPlan& plan, const std::shared_ptr<Schedule>& schedule,
              uint64_t first_round, std::shared_ptr<Device> device,
-             std::optional<bool> raise_on_non_finite, std::optional<uint32_t> id, bool few_rooms) {
+             std::optional<bool> raise_on_non_finite, std::optional<uint32_t> id) {
             std::optional<NonFinitePolicy> policy;
             if (raise_on_non_finite) policy = non_finite_policy(*raise_on_non_finite);
             return self.engine().add_plan(plan, schedule,
                                           device ? std::move(device) : host_device(), first_round,
-                                          {policy, id, few_rooms ? Rooms::kFew : Rooms::kAll});
+                                          policy, id);
           },
           "plan"_a, "schedule"_a, "first_round"_a, "device"_a = nullptr,
-          "raise_on_non_finite"_a = py::none(), "id"_a = py::none(), "few_rooms"_a = false)
+          "raise_on_non_finite"_a = py::none(), "id"_a = py::none())
       .def(
           "remove_plan", [](PythonEngine& self, uint32_t plan) { self.engine().remove_plan(plan); },
           "plan"_a)

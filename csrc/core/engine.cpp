@@ -37,13 +37,6 @@ void require_segment(const PlanState& plan, uint32_t segment, size_t num_address
                         std::to_string(num_addresses) + " tensors");
 }
 
-void require_all_rooms(const PlanState& plan, const char* call) {
-  if (!plan.few_rooms) return;
-  throw InvalidArgument(
-      std::string(call) + ": plan " + std::to_string(plan.id) +
-      " has room for a few segments only: its rounds are opened and closed whole");
-}
-
 }  // namespace
 
 Engine::Engine(const EngineConfig& config, std::unique_ptr<Transport> transport,
@@ -95,11 +88,8 @@ void Engine::add_transport_layer(TransportLayer layer) {
 
 uint32_t Engine::add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> schedule,
                           std::shared_ptr<Device> device, uint64_t first_round,
-                          const PlanOptions& options) {
+                          std::optional<NonFinitePolicy> non_finite, std::optional<uint32_t> id) {
   check_not_forked();
-  if (options.rooms == Rooms::kFew && device->memory() != MemoryKind::kHost) {
-    throw InvalidArgument("add_plan: few rooms are for tensors of the host, got a plan on a GPU");
-  }
   if (schedule->size() != config_.size) {
     throw InvalidArgument("schedule '" + std::string(schedule->name()) + "': expected one for " +
                           std::to_string(config_.size) + " ranks, got one for " +
@@ -108,10 +98,10 @@ uint32_t Engine::add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> sche
   require_push_sum_works(*schedule, carries_weights_);
   const std::lock_guard lock(mutex_);
   check_usable();
-  const uint32_t given = plan_id(options.id);
-  const auto state = std::make_shared<PlanState>(
-      given, std::move(plan), std::move(schedule), std::move(device), first_round, config_.rank,
-      options.non_finite.value_or(config_.non_finite), options.rooms);
+  const uint32_t given = plan_id(id);
+  const auto state = std::make_shared<PlanState>(given, std::move(plan), std::move(schedule),
+                                                 std::move(device), first_round, config_.rank,
+                                                 non_finite.value_or(config_.non_finite));
   plans_.emplace(given, state);
   commands_.push_back({Command::Kind::kAdd, state});
   poller_->wake();
@@ -172,7 +162,10 @@ void Engine::open_round(uint32_t plan, std::span<void* const> addresses, StreamH
   }
   const std::shared_ptr<Fence> posted = state->device->fence(stream);
   for (const uint32_t index : state->plan.issue_order()) {
-    post(state, index, state->own_addresses(index, addresses), posted);
+    post(state, index,
+         addresses.subspan(state->plan.first_tensor(index),
+                           state->plan.segment(index).numels.size()),
+         posted);
   }
   poller_->wake();
 }
@@ -183,7 +176,6 @@ void Engine::open_segment(uint32_t plan, uint32_t segment, std::span<void* const
   const std::lock_guard lock(mutex_);
   const std::shared_ptr<PlanState> state = usable_plan(plan);
   require_segment(*state, segment, addresses.size(), "open_segment");
-  require_all_rooms(*state, "open_segment");
   raise_failure(*state, segment);
   if (state->segments[segment].stage != Stage::kIdle) {
     throw InvalidArgument("open_segment: segment " + std::to_string(segment) + " of plan " +
@@ -210,7 +202,6 @@ WaitStatus Engine::wait_segment(uint32_t plan, uint32_t segment, std::span<void*
   std::unique_lock lock(mutex_);
   const std::shared_ptr<PlanState> state = usable_plan(plan);
   require_segment(*state, segment, addresses.size(), "wait_segment");
-  require_all_rooms(*state, "wait_segment");
   SegmentState& shared = state->segments[segment];
   raise_failure(*state, segment);
   if (shared.stage == Stage::kIdle) return WaitStatus::kMixed;
@@ -263,9 +254,9 @@ WaitStatus Engine::close_round(uint32_t plan, std::span<void* const> addresses, 
     throw InvalidArgument("close_round: expected " + std::to_string(state->plan.num_tensors()) +
                           " addresses, got " + std::to_string(addresses.size()));
   }
-  if (state->few_rooms) return drive_round(state, addresses, slice_s);
   for (const uint32_t index : state->plan.issue_order()) {
-    const auto own = state->own_addresses(index, addresses);
+    const auto own = addresses.subspan(state->plan.first_tensor(index),
+                                       state->plan.segment(index).numels.size());
     if (wait_segment(plan, index, own, slice_s, stream) == WaitStatus::kPending) {
       return WaitStatus::kPending;
     }

@@ -1,9 +1,7 @@
 // One engine per process: many plans, one progress thread.
 //
 // The progress thread fills inboxes; whoever waits, mixes. A parameter is read from its post to the
-// end of its send and written only inside a wait of the training thread. In close_round() of a plan
-// with few rooms that thread is blocked anyway: it drives the exchange itself, in the place of the
-// progress thread, and mixes what arrives while it is in the cache.
+// end of its send and written only inside a wait of the training thread.
 //
 // Right:  open_round(p, x); ...; close_round(p, x)      or  open_round; wait_segment for each
 // segment Wrong:  writing a parameter between open_round and the return of its wait.
@@ -12,7 +10,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -47,17 +44,6 @@ struct EngineConfig {
 /// Ids from here on are chosen by the caller of add_plan.
 inline constexpr uint32_t kFirstChosenPlan = uint32_t{1} << 31;
 
-struct PlanOptions {
-  std::optional<NonFinitePolicy> non_finite = {};  // of this plan alone; none: as configured
-  /// Names the plan in messages, so that it is the same on all ranks that exchange for it. None:
-  /// the next of 0, 1, 2, ..., for plans that every rank adds in the same order. Else one that this
-  /// rank has not used, at least kFirstChosenPlan.
-  std::optional<uint32_t> id = {};
-  /// kFew is for tensors of the host and for rounds that are opened and closed whole, several
-  /// plans' in the same order on every rank.
-  Rooms rooms = Rooms::kAll;
-};
-
 enum class WaitStatus { kMixed, kPending };
 
 struct PlanState;
@@ -83,10 +69,14 @@ class Engine {
   void add_transport_layer(TransportLayer layer);
 
   /// Registers a plan and announces room for its round `first_round`. `schedule` is for config.size
-  /// ranks; a column-stochastic one needs a transport that carries weights.
+  /// ranks; a column-stochastic one needs a transport that carries weights. `non_finite`: for this
+  /// plan alone; none: as configured. `id` names the plan in messages, so that it is the same on
+  /// all ranks that exchange for it. None: the next of 0, 1, 2, ..., for plans that every rank adds
+  /// in the same order. Else one that this rank has not used, at least kFirstChosenPlan.
   uint32_t add_plan(SegmentPlan plan, std::shared_ptr<const Schedule> schedule,
                     std::shared_ptr<Device> device, uint64_t first_round,
-                    const PlanOptions& options = {});
+                    std::optional<NonFinitePolicy> non_finite = {},
+                    std::optional<uint32_t> id = {});
 
   /// Drops a plan, open or not; what peers still send for it is discarded. When it returns nothing
   /// reads the plan's tensors any more (without a progress thread: after its next turn).
@@ -109,9 +99,7 @@ class Engine {
   WaitStatus wait_segment(uint32_t plan, uint32_t segment, std::span<void* const> addresses,
                           double slice_s, StreamHandle stream = 0);
 
-  /// wait_segment for every open segment in issue order, at most `slice_s` of waiting for each;
-  /// with few rooms, of waiting for all. There messages are mixed while they arrive: kPending, and
-  /// an error, leave a part of the elements mixed and the others as they were.
+  /// wait_segment for every open segment in issue order, at most `slice_s` of waiting for each.
   WaitStatus close_round(uint32_t plan, std::span<void* const> addresses, double slice_s,
                          StreamHandle stream = 0);
 
@@ -182,10 +170,7 @@ class Engine {
     std::string via;  // who told it, if it was not seen here
   };
 
-  class Seat;
-
   void run();
-  void sleep_if_idle(double max_sleep_s);
   bool may_sleep(double now_s, std::vector<PollItem>& items, double& max_sleep_s);
   bool finished(double now_s);
   bool execute_commands();
@@ -193,15 +178,14 @@ class Engine {
   void add(const std::shared_ptr<PlanState>& plan);
   void remove(const std::shared_ptr<PlanState>& plan);
   void begin(PlanState& plan, uint32_t segment);
-  void prepare(PlanState& plan, uint32_t segment, uint64_t round);
-  void make_room(PlanState& plan);
   void report_stall(const Command& command);
   void begin(const std::shared_ptr<Call>& call);
   void finish(Call& call);
   void abandon_calls();
   void check_calls(double now_s);
   void require_peers_of_calls();
-  bool attempt(const std::function<void()>& call);
+  template <typename Call>
+  bool attempt(Call call);
   bool handle_events();
   void complete(const TransportEvent& event);
   void publish_counters();
@@ -211,10 +195,6 @@ class Engine {
   void set_failure(Failure failure);
   void say_farewell_if_due();
   void mix(SegmentState& segment, std::span<void* const> addresses, StreamHandle stream);
-  WaitStatus drive_round(const std::shared_ptr<PlanState>& plan, std::span<void* const> addresses,
-                         double slice_s);
-  bool mix_arrived(PlanState& plan, std::span<void* const> addresses);
-  void stall_or_raise(const std::shared_ptr<PlanState>& plan, bool is_late);
 
   void post(const std::shared_ptr<PlanState>& plan, uint32_t segment,
             std::span<void* const> addresses,
@@ -236,13 +216,9 @@ class Engine {
   EventRing events_;
   std::atomic<bool> abandoned_{false};
 
-  // Guarded by driving_: whoever has it drives, the progress thread or a caller in its place.
-  std::mutex driving_;
-  std::atomic<int> num_driving_callers_{0};
-  std::condition_variable seat_is_free_;
+  // Progress thread.
   std::unique_ptr<Transport> transport_;
   std::unique_ptr<Poller> poller_;  // wake() from any thread
-  std::vector<PollItem> poll_items_;
   OperationTable operations_;
   CallTable calls_;
   std::vector<TransportEvent> transport_events_;

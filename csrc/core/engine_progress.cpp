@@ -28,13 +28,16 @@ void Engine::say_farewell_if_due() {
 }
 
 void Engine::run() {
+  std::vector<PollItem> items;
   try {
     for (;;) {
-      std::unique_lock seat(driving_);
-      seat_is_free_.wait(seat, [&] { return num_driving_callers_ == 0; });
       const bool moved = progress_once();
-      if (finished(clock_.now_s())) break;
-      if (!moved) sleep_if_idle(kMaxSleep_s);
+      const double now_s = clock_.now_s();
+      if (finished(now_s)) break;
+      if (moved) continue;
+      items.clear();
+      double max_sleep_s = kMaxSleep_s;
+      if (may_sleep(now_s, items, max_sleep_s)) poller_->wait(items, max_sleep_s);
     }
   } catch (const std::exception& error) {
     const std::lock_guard lock(mutex_);
@@ -43,16 +46,10 @@ void Engine::run() {
                  config_.rank,
                  {}});
   }
-  const std::lock_guard seat(driving_);
   abandon_calls();
   const std::lock_guard lock(mutex_);
   progress_ended_ = true;
   changed_.notify_all();
-}
-
-void Engine::sleep_if_idle(double max_sleep_s) {
-  poll_items_.clear();
-  if (may_sleep(clock_.now_s(), poll_items_, max_sleep_s)) poller_->wait(poll_items_, max_sleep_s);
 }
 
 bool Engine::may_sleep(double now_s, std::vector<PollItem>& items, double& max_sleep_s) {
@@ -92,7 +89,8 @@ bool Engine::progress_once() {
 
 // What the outside world throws becomes this engine's failure; the progress thread goes on, to tell
 // the others. False if something was thrown.
-bool Engine::attempt(const std::function<void()>& call) {
+template <typename Call>
+bool Engine::attempt(Call call) {
   const std::string place = "rank " + std::to_string(config_.rank) + ": ";
   std::optional<Failure> failure;
   try {
@@ -140,7 +138,8 @@ void Engine::execute(const Command& command) {
       remove(command.plan);
       break;
     case Command::Kind::kPrepare:
-      prepare(*command.plan, command.segment, command.round);
+      command.plan->segments[command.segment].exchange->prepare(command.round, *transport_,
+                                                                operations_);
       break;
     case Command::Kind::kPost:
       begin(*command.plan, command.segment);
@@ -159,30 +158,8 @@ void Engine::add(const std::shared_ptr<PlanState>& plan) {
     plan->device->set_waker([this] { poller_->wake(); });
     devices_.push_back(plan->device);
   }
-  for (SegmentState& segment : plan->segments) segment.exchange->prepare(segment.round);
-  if (plan->few_rooms) return make_room(*plan);
   for (SegmentState& segment : plan->segments) {
-    segment.exchange->make_room(*transport_, operations_);
-  }
-}
-
-void Engine::prepare(PlanState& plan, uint32_t segment, uint64_t round) {
-  SegmentExchange& exchange = *plan.segments[segment].exchange;
-  exchange.prepare(round);
-  if (plan.few_rooms) {
-    plan.few_rooms->take_back();
-    make_room(plan);
-  } else {
-    exchange.make_room(*transport_, operations_);
-  }
-}
-
-// Of a plan with few rooms.
-void Engine::make_room(PlanState& plan) {
-  while (const std::optional<uint32_t> next = plan.few_rooms->next(plan.segments)) {
-    SegmentExchange& exchange = *plan.segments[*next].exchange;
-    plan.few_rooms->give(exchange.room_bytes());
-    if (exchange.make_room(*transport_, operations_)) arrive(exchange);
+    segment.exchange->prepare(segment.round, *transport_, operations_);
   }
 }
 

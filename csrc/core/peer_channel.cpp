@@ -114,12 +114,13 @@ bool PeerChannel::progress(double now_s, std::vector<TransportEvent>& events) {
   if (last_heard_s_ < 0) last_heard_s_ = last_sent_s_ = now_s;
   bool moved = false;
   try {
-    const bool wrote = write_frames(events);
-    if (wrote) last_sent_s_ = now_s;
     moved = read_frames(events);
     if (moved || sink_holds_up_) last_heard_s_ = now_s;
     if (!open_) return true;
-    moved = moved || wrote;
+    if (write_frames(events)) {
+      last_sent_s_ = now_s;
+      moved = true;
+    }
     check_liveness(now_s, events);
   } catch (const TransportError& error) {
     lose(error.what(), events);
@@ -135,9 +136,8 @@ bool PeerChannel::read_frames(std::vector<TransportEvent>& events) {
   const bool grew = pipe_->fill();
   bool moved = grew;
   sink_holds_up_ = false;
-  for (bool is_data = false; open_ && !is_data;) {
+  while (open_) {
     const std::span<const std::byte> window = pipe_->read_window();
-    is_data = frame_ && frame_->kind == FrameKind::kData;
     const bool step = frame_ ? read_payload(window, events) : read_header(window, events);
     if (!step) break;
     moved = true;
@@ -266,12 +266,7 @@ void PeerChannel::finish_frame(std::vector<TransportEvent>& events) {
 bool PeerChannel::write_frames(std::vector<TransportEvent>& events) {
   bool wrote = false;
   while (!control_.empty() && write_control()) wrote = true;
-  const size_t num_active = active_.size();
-  while (control_.empty() && num_active > 0 && active_.size() == num_active && !held_ &&
-         write_data(events)) {
-    pipe_->flush();
-    wrote = true;
-  }
+  if (control_.empty() && !active_.empty() && !held_) wrote = write_data(events) || wrote;
   if (farewell_ && control_.empty() && active_.empty()) {
     control_.push_back(*std::exchange(farewell_, std::nullopt));
     wrote = write_control() || wrote;

@@ -31,9 +31,7 @@ class PeerChannel {
   void forget_plan(uint32_t plan);
   void say_farewell(const Farewell& farewell);
 
-  /// One turn: of one message, data out while there is room; then at most one data frame in, so
-  /// that packing stays ahead of mixing and what was packed is still in the cache. True if anything
-  /// moved.
+  /// One turn: at most one data frame out, whatever has arrived in. True if anything moved.
   bool progress(double now_s, std::vector<TransportEvent>& events);
   bool crosses_network() const { return pipe_->crosses_network(); }
   /// What would leave next: its place among the posts and how much has left; null if there is none.

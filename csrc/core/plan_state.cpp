@@ -17,56 +17,20 @@ std::string peers(const Transfers& transfers) {
   return text.empty() ? "nobody" : text;
 }
 
-/// Messages of this many segments, if all were as large as the largest.
-constexpr uint64_t kFewSegments = 4;
-
-uint64_t largest_wire_bytes(const SegmentPlan& plan) {
-  uint64_t largest = 0;
-  for (uint32_t index = 0; index < plan.segments().size(); ++index) {
-    const uint64_t bytes = packed_bytes(plan.wire(index), plan.segment(index).numel());
-    largest = std::max(largest, bytes);
-  }
-  return largest;
-}
-
 }  // namespace
-
-FewRooms::FewRooms(const SegmentPlan& plan, Device& device)
-    : plan_(plan), budget_bytes_(kFewSegments * largest_wire_bytes(plan)), pool_(device) {}
-
-std::optional<uint32_t> FewRooms::next(std::span<const SegmentState> segments) const {
-  if (held_bytes_.size() == segments.size()) return {};
-  const uint32_t index = plan_.issue_order()[given_ % segments.size()];
-  const uint64_t bytes = segments[index].exchange->room_bytes();
-  if (!held_bytes_.empty() && total_held_bytes_ + bytes > budget_bytes_) return {};
-  return index;
-}
-
-void FewRooms::give(uint64_t bytes) {
-  ++given_;
-  held_bytes_.push_back(bytes);
-  total_held_bytes_ += bytes;
-}
-
-void FewRooms::take_back() {
-  total_held_bytes_ -= held_bytes_.front();
-  held_bytes_.pop_front();
-}
 
 PlanState::PlanState(uint32_t id, SegmentPlan plan, std::shared_ptr<const Schedule> schedule,
                      std::shared_ptr<Device> device, uint64_t first_round, int rank,
-                     NonFinitePolicy non_finite, Rooms rooms)
+                     NonFinitePolicy non_finite)
     : id(id),
       plan(std::move(plan)),
       schedule(std::move(schedule)),
       device(std::move(device)),
       segments(this->plan.segments().size()) {
-  if (rooms == Rooms::kFew) few_rooms.emplace(this->plan, *this->device);
-  BufferPool* const pool = few_rooms ? &few_rooms->pool() : nullptr;
   for (uint32_t index = 0; index < segments.size(); ++index) {
     segments[index].round = first_round;
-    segments[index].exchange = std::make_unique<SegmentExchange>(ExchangeContext{
-        this->plan, *this->schedule, *this->device, id, index, rank, non_finite, pool});
+    segments[index].exchange = std::make_unique<SegmentExchange>(
+        ExchangeContext{this->plan, *this->schedule, *this->device, id, index, rank, non_finite});
   }
 }
 

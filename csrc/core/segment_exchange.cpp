@@ -47,11 +47,7 @@ std::string describe_segment(const SegmentPlan& plan, uint32_t segment) {
 SegmentExchange::SegmentExchange(const ExchangeContext& context)
     : context_(context),
       is_push_sum_(context.schedule.stochasticity() == Stochasticity::kColumn),
-      notes_(context.device.notes(context.plan.segment(context.segment).numels)) {
-  if (!context.pool) return;
-  streamed_ = std::make_unique<StreamedMix>(context.device, *context.pool,
-                                            context.plan.segment(context.segment).numel());
-}
+      notes_(context.device.notes(context.plan.segment(context.segment).numels)) {}
 
 MessageTag SegmentExchange::tag(uint32_t phase) const {
   return {context_.plan_id, context_.segment, round_, phase};
@@ -73,16 +69,6 @@ Dtype SegmentExchange::round_wire() const {
 bool SegmentExchange::mixes_in_place() const {
   const size_t num_phases = program_.phases.size();
   return num_phases == 0 || (num_phases == 1 && !program_.phases[0].copies && !program_.replaces);
-}
-
-bool SegmentExchange::can_stream() const {
-  if (!streamed_ || program_.phases.size() != 1 || !mixes_in_place()) return false;
-  const Slice whole{0, context_.plan.segment(context_.segment).numel()};
-  const auto is_whole = [&](const auto& transfer) { return transfer.slice == whole; };
-  const Phase& phase = program_.phases[0];
-  return whole.numel() > 0 && !phase.receives.empty() &&
-         std::all_of(phase.sends.begin(), phase.sends.end(), is_whole) &&
-         std::all_of(phase.receives.begin(), phase.receives.end(), is_whole);
 }
 
 Dtype SegmentExchange::message_dtype(uint32_t phase) const {
@@ -114,52 +100,20 @@ PackSpec SegmentExchange::pack_spec(const TensorList& tensors, const Slice& slic
                          : context_.plan.segment(context_.segment).tensors};
 }
 
-void SegmentExchange::reserve(std::unique_ptr<DeviceBuffer>& buffer, size_t bytes) {
-  if (buffer && buffer->size_bytes() >= bytes) return;
-  buffer = context_.pool ? context_.pool->take(bytes) : context_.device.allocate(bytes);
+void SegmentExchange::reserve(std::unique_ptr<DeviceBuffer>& buffer, size_t bytes, Device& device) {
+  if (!buffer || buffer->size_bytes() < bytes) buffer = device.allocate(bytes);
 }
 
-void SegmentExchange::give_back() {
-  if (!context_.pool) return;
-  for (std::vector<Inbox>& rooms : inboxes_) {
-    for (Inbox& room : rooms) context_.pool->give(std::move(room.buffer));
-  }
-  context_.pool->give(std::move(work_));
-  context_.pool->give(std::move(packed_));
-}
-
-void SegmentExchange::prepare(uint64_t round) {
+void SegmentExchange::prepare(uint64_t round, Transport& transport, OperationTable& operations) {
   const int64_t numel = context_.plan.segment(context_.segment).numel();
   round_ = round;
   begun_ = false;
-  has_room_ = false;
   phase_ = 0;
   program_ = context_.schedule.program({round, context_.segment}, numel, context_.rank);
   wire_ = round_wire();
   check(!is_push_sum_ || program_.phases.size() <= 1, "push-sum has programs of one phase");
   awaited_.assign(program_.phases.size(), 0);
-  streams_ = can_stream();
-  if (streams_) {
-    streamed_->begin_round(wire_, program_.phases[0].receives.size(), [this] { return weigh(); });
-  }
-}
-
-uint64_t SegmentExchange::room_bytes() const {
-  uint64_t most = 0;
-  for (uint32_t phase = 0; phase < program_.phases.size(); ++phase) {
-    uint64_t bytes = 0;
-    for (const Receive& receive : program_.phases[phase].receives) {
-      if (!is_own(receive)) bytes += message_bytes(phase, receive.slice);
-    }
-    most = std::max(most, bytes);
-  }
-  return most;
-}
-
-bool SegmentExchange::make_room(Transport& transport, OperationTable& operations) {
-  has_room_ = true;
   for (uint32_t phase = 0; phase < kPhasesAhead; ++phase) announce(phase, transport, operations);
-  return begun_ && advance(transport, operations);
 }
 
 void SegmentExchange::announce(uint32_t phase, Transport& transport, OperationTable& operations) {
@@ -170,18 +124,12 @@ void SegmentExchange::announce(uint32_t phase, Transport& transport, OperationTa
   for (size_t i = 0; i < receives.size(); ++i) {
     const uint64_t bytes = message_bytes(phase, receives[i].slice);
     if (bytes == 0 || is_own(receives[i])) continue;
-    if (!streams_) {
-      reserve(rooms[i].buffer, bytes);
-      rooms[i].sink = context_.device.sink(*rooms[i].buffer, bytes);
-    }
+    reserve(rooms[i].buffer, bytes, context_.device);
+    rooms[i].sink = context_.device.sink(*rooms[i].buffer, bytes);
     ++awaited_[phase];
     const uint64_t token = operations.add({this, false, phase, receives[i].peer, bytes});
-    transport.receive(receives[i].peer, tag(phase), sink(phase, i), token);
+    transport.receive(receives[i].peer, tag(phase), *rooms[i].sink, token);
   }
-}
-
-MessageSink& SegmentExchange::sink(uint32_t phase, size_t index) {
-  return streams_ ? streamed_->sink(index) : *inboxes(phase)[index].sink;
 }
 
 bool SegmentExchange::begin(std::span<void* const> addresses, std::shared_ptr<Fence> posted,
@@ -191,14 +139,13 @@ bool SegmentExchange::begin(std::span<void* const> addresses, std::shared_ptr<Fe
   begun_ = true;
   if (!mixes_in_place()) copy_to_work();
   if (!program_.phases.empty()) send_phase(transport, operations);
-  if (streams_) streamed_->start();
   return advance(transport, operations);
 }
 
 void SegmentExchange::copy_to_work() {
   const Slice whole{0, context_.plan.segment(context_.segment).numel()};
-  reserve(packed_, packed_bytes(wire_, whole.numel()));
-  reserve(work_, packed_bytes(work_dtype(), whole.numel()));
+  reserve(packed_, packed_bytes(wire_, whole.numel()), context_.device);
+  reserve(work_, packed_bytes(work_dtype(), whole.numel()), context_.device);
   work_address_ = work_->data();
   work_numel_ = whole.numel();
   context_.device.widen(pack_spec(tensors(addresses_), whole, wire_), *packed_, *work_);
@@ -214,30 +161,15 @@ void SegmentExchange::send_phase(Transport& transport, OperationTable& operation
   unsent_ = 0;
   for (const Send& send : program_.phases[phase_].sends) {
     if (send.slice.numel() == 0) continue;
-    MessageSource& source = source_of(send);
-    source.weight = weight_;
+    sources_.push_back(context_.device.source(pack_spec(
+        mixes_in_place() ? tensors(addresses_) : work(), send.slice, message_dtype(phase_))));
+    sources_.back()->weight = weight_;
     ++unsent_;
     const uint64_t bytes = message_bytes(phase_, send.slice);
     const uint64_t token = operations.add({this, true, phase_, send.peer, bytes});
-    transport.send(send.peer, tag(phase_), source, token);
+    transport.send(send.peer, tag(phase_), *sources_.back(), token);
   }
   transport.phase_posted(tag(phase_), phase_ + 1 == program_.phases.size());
-}
-
-MessageSource& SegmentExchange::source_of(const Send& send) {
-  auto source = context_.device.source(pack_spec(mixes_in_place() ? tensors(addresses_) : work(),
-                                                 send.slice, message_dtype(phase_)));
-  if (streams_) return streamed_->send(std::move(source));
-  sources_.push_back(std::move(source));
-  return *sources_.back();
-}
-
-void SegmentExchange::allow_mixing(std::span<void* const> addresses) {
-  if (streams_) streamed_->allow(tensors(addresses));
-}
-
-void SegmentExchange::forbid_mixing() {
-  if (streamed_) streamed_->forbid();
 }
 
 bool SegmentExchange::on_complete(const Operation& operation, Transport& transport,
@@ -245,14 +177,13 @@ bool SegmentExchange::on_complete(const Operation& operation, Transport& transpo
   if (operation.is_send) {
     --unsent_;
   } else {
-    if (is_push_sum_) require_weight_from(operation.peer);
+    if (is_push_sum_) require_weight(operation);
     --awaited_[operation.phase];
   }
   return begun_ && advance(transport, operations);
 }
 
 bool SegmentExchange::advance(Transport& transport, OperationTable& operations) {
-  if (!has_room_) return false;
   while (phase_ < program_.phases.size()) {
     if (unsent_ > 0 || awaited_[phase_] > 0) return false;
     if (!mixes_in_place()) mix_phase();
@@ -303,66 +234,48 @@ std::vector<WeightedMessage> SegmentExchange::messages(uint32_t phase) {
 
 void SegmentExchange::mix_into(std::span<void* const> addresses, StreamHandle stream) {
   if (program_.phases.empty()) return;
-  if (streams_) {
-    streamed_->finish(tensors(addresses, stream));
-  } else {
-    mix_complete(tensors(addresses, stream));
-    give_back();
-  }
-  if (is_push_sum_) weight_ = next_weight_;
-}
-
-void SegmentExchange::mix_complete(const TensorList& tensors) {
   std::vector<WeightedMessage> arrived;
   if (mixes_in_place()) {
     arrived = messages(0);
-    if (is_push_sum_) {
-      const std::vector<double> weights = weigh();
-      for (size_t i = 0; i < arrived.size(); ++i) arrived[i].weight = weights[i];
-    }
+    if (is_push_sum_) take_push_sum_step(arrived);
   } else {
     arrived.push_back({work_->data(), {0, work_numel_}, work_dtype(), 1.0, work_.get()});
   }
   if (arrived.empty()) return;
   if (program_.replaces) {
-    context_.device.replace(tensors, wire_, arrived);
+    context_.device.replace(tensors(addresses, stream), wire_, arrived);
   } else {
-    context_.device.mix(tensors, wire_, arrived);
-  }
-}
-
-void SegmentExchange::require_weight_from(int peer) {
-  const std::vector<Receive>& receives = program_.phases[0].receives;
-  for (size_t i = 0; i < receives.size(); ++i) {
-    if (receives[i].peer == peer) require_weight(receives[i], sink(0, i).weight);
+    context_.device.mix(tensors(addresses, stream), wire_, arrived);
   }
 }
 
 // The message's data frames name it, and a peer may be anybody.
-void SegmentExchange::require_weight(const Receive& receive, double weight) const {
-  if (std::isfinite(weight) && weight > 0.0) return;
-  throw TransportError(describe_segment(context_.plan, context_.segment) + ": rank " +
-                       std::to_string(receive.peer) + " sent the push-sum weight " +
-                       std::to_string(weight) + ", expected a finite one > 0");
+void SegmentExchange::require_weight(const Operation& operation) {
+  const std::vector<Receive>& receives = program_.phases[operation.phase].receives;
+  for (size_t i = 0; i < receives.size(); ++i) {
+    if (receives[i].peer != operation.peer) continue;
+    const double weight = inboxes(operation.phase)[i].sink->weight;
+    if (std::isfinite(weight) && weight > 0.0) continue;
+    throw TransportError(describe_segment(context_.plan, context_.segment) + ": rank " +
+                         std::to_string(operation.peer) + " sent the push-sum weight " +
+                         std::to_string(weight) + ", expected a finite one > 0");
+  }
 }
 
-std::vector<double> SegmentExchange::weigh() {
+void SegmentExchange::take_push_sum_step(std::vector<WeightedMessage>& arrived) {
   const Phase& phase = program_.phases[0];
-  std::vector<double> weights;
+  std::vector<double> peers;
+  peers.reserve(phase.receives.size());
   for (size_t i = 0; i < phase.receives.size(); ++i) {
-    weights.push_back(is_push_sum_ ? sink(0, i).weight : phase.receives[i].weight);
-    if (is_push_sum_) require_weight(phase.receives[i], weights[i]);
+    peers.push_back(inboxes(0)[i].sink->weight);
   }
-  if (!is_push_sum_) return weights;
-  PushSumStep step = push_sum_step(phase, weight_, weights);
-  next_weight_ = step.weight;
-  return std::move(step.factors);
+  const PushSumStep step = push_sum_step(phase, weight_, peers);
+  for (size_t i = 0; i < arrived.size(); ++i) arrived[i].weight = step.factors[i];
+  weight_ = step.weight;
 }
 
 void SegmentExchange::release() {
   sources_.clear();
-  streams_ = false;
-  streamed_.reset();
   for (std::vector<Inbox>& rooms : inboxes_) rooms.clear();
   work_.reset();
   packed_.reset();

@@ -54,11 +54,9 @@ class EngineWorld {
   }
 
   uint32_t add_plan(const SegmentPlan& plan, const std::shared_ptr<const Schedule>& schedule,
-                    uint64_t first_round = 0, Rooms rooms = Rooms::kAll) {
+                    uint64_t first_round = 0) {
     uint32_t id = 0;
-    for (auto& engine : engines) {
-      id = engine->add_plan(plan, schedule, host_device(), first_round, {.rooms = rooms});
-    }
+    for (auto& engine : engines) id = engine->add_plan(plan, schedule, host_device(), first_round);
     return id;
   }
   void turn() {

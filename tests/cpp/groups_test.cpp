@@ -162,8 +162,7 @@ TEST(Groups, AnInfinityReachesEveryMemberOfAPlanThatLetsItTravel) {
   const std::shared_ptr<const Schedule> schedule =
       group_average_schedule({{0, 1}}, GroupRoute::kSharded);
   for (auto& engine : world.engines) {
-    id = engine->add_plan(plan, schedule, host_device(), 0,
-                          {.non_finite = NonFinitePolicy::kIgnore});
+    id = engine->add_plan(plan, schedule, host_device(), 0, NonFinitePolicy::kIgnore);
   }
   std::vector<Replica> replicas = random_replicas(plan, 2, 2);
   replicas[1].tensors[4][3] = std::numeric_limits<float>::infinity();

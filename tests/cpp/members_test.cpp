@@ -120,7 +120,7 @@ TEST(AmongMembers, DisjointGroupsExchangeUnderIdsOfTheirOwn) {
       const std::shared_ptr<const Schedule> schedule =
           among_members_schedule(inner, members, kSize);
       for (const int rank : members) {
-        ids[rank] = world.engines[rank]->add_plan(plan, schedule, host_device(), 0, {.id = chosen});
+        ids[rank] = world.engines[rank]->add_plan(plan, schedule, host_device(), 0, {}, chosen);
       }
       chosen += 7;
     }
@@ -154,7 +154,7 @@ TEST(AmongMembers, AnIdThatEveryRankCountsOrThatIsTakenIsRefused) {
   const std::shared_ptr<const Schedule> schedule = ring_schedule(2);
   Engine& engine = *world.engines[0];
   const auto add = [&](uint32_t id) {
-    return engine.add_plan(plan, schedule, host_device(), 0, {.id = id});
+    return engine.add_plan(plan, schedule, host_device(), 0, {}, id);
   };
   EXPECT_THROW(add(0), InvalidArgument);
   EXPECT_EQ(add(kFirstChosenPlan), kFirstChosenPlan);

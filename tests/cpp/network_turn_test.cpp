@@ -102,9 +102,8 @@ class NetworkTurn : public ::testing::Test {
 
 TEST_F(NetworkTurn, MessagesLeaveOneAfterTheOtherInTheOrderOfTheirPosts) {
   while (sinks_[1].bytes == 0) turn();
-  EXPECT_EQ(ranks_[0]->counters().messages_sent, 1u) << "the first has left";
-  turn_often();
   EXPECT_EQ(sinks_[0].bytes, kMessageBytes);
+  turn_often();
   EXPECT_EQ(sinks_[1].bytes, kMessageBytes);
 }
 
