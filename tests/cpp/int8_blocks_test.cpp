@@ -200,7 +200,8 @@ TEST(Int8HostDevice, PacksBlocksOfTheSegmentThroughAnyWindow) {
   const Tensors tensors(1);
   for (const Slice slice : {Slice{0, kTotal}, Slice{128, 640}, Slice{384, kTotal}}) {
     for (const size_t window_bytes : {size_t{132}, size_t{300}, size_t{100'000}}) {
-      const auto source = host_device()->source(spec_of(tensors, slice));
+      const auto device = host_device();
+      const auto source = device->source(spec_of(tensors, slice));
       Bytes message;
       while (message.size() < source->num_bytes()) {
         Bytes window(window_bytes);
@@ -223,7 +224,8 @@ TEST(Int8HostDevice, RefusesASliceThatCutsABlock) {
 TEST(Int8HostDevice, NamesTheTensorOfAValueInASharedBlock) {
   Tensors tensors(1);
   tensors.memory[4][36] = std::numeric_limits<float>::infinity();
-  const auto source = host_device()->source(spec_of(tensors, {0, kTotal}));
+  const auto device = host_device();
+  const auto source = device->source(spec_of(tensors, {0, kTotal}));
   Bytes window(source->num_bytes());
   try {
     source->produce(window);
