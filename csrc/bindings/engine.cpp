@@ -82,8 +82,9 @@ class PythonEngine {
       (void)engine_.release();
       return;
     }
-    const py::gil_scoped_release unlocked;
+    const py::gil_scoped_release unlocked;  // other threads go on while its devices come to rest
     engine_->shutdown(kShutdown_s);
+    engine_.reset();
   }
   PythonEngine(const PythonEngine&) = delete;
   PythonEngine& operator=(const PythonEngine&) = delete;

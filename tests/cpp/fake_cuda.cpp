@@ -187,12 +187,14 @@ bool FakeCuda::can_step(const std::deque<Work>& stream) const {
 
 bool FakeCuda::step(StreamHandle stream) {
   const std::lock_guard lock(mutex_);
-  std::deque<Work>& queue = streams_.at(stream);
-  if (!can_step(queue)) return false;
+  const auto found = streams_.find(stream);
+  if (found == streams_.end() || !can_step(found->second)) return false;
+  std::deque<Work>& queue = found->second;
   const Work work = queue.front();
   queue.pop_front();
   if (work.run) work.run();
   if (!work.name.empty()) done_.push_back(work.name);
+  drop_if_over(stream);
   return true;
 }
 
@@ -296,9 +298,17 @@ StreamHandle FakeCuda::create_stream() {
   return next_handle_++;
 }
 
+// As with CUDA: what the stream has got is done all the same.
 void FakeCuda::destroy_stream(StreamHandle stream) noexcept {
   const std::lock_guard lock(mutex_);
-  streams_.erase(stream);
+  destroyed_.insert(stream);
+  drop_if_over(stream);
+}
+
+void FakeCuda::drop_if_over(StreamHandle stream) {
+  const auto found = streams_.find(stream);
+  if (found == streams_.end() || !found->second.empty()) return;
+  if (destroyed_.erase(stream) != 0) streams_.erase(found);
 }
 
 void FakeCuda::wait_for_stream(StreamHandle stream) {

@@ -100,6 +100,7 @@ class FakeCuda : public CudaRuntime {
   };
 
   void count(const std::string& call);
+  void drop_if_over(StreamHandle stream);
   bool can_step(const std::deque<Work>& stream) const;
   std::vector<StreamHandle> runnable() const;
   template <class Reached>
@@ -112,6 +113,7 @@ class FakeCuda : public CudaRuntime {
   std::map<std::byte*, size_t> pinned_memory_;
   std::set<StreamHandle> capturing_;
   std::set<StreamHandle> held_;
+  std::set<StreamHandle> destroyed_;  // with work left
   std::map<std::thread::id, int> current_;
   std::map<std::string, int> calls_;
   std::vector<std::string> done_;
