@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import socket
-import subprocess
-import sys
 from typing import Final
 
 import torch
+from local_ranks import outputs_of_ranks
 from records import RESULTS, Record, merge
 from step_methods import available
 from torch import nn
@@ -67,19 +64,8 @@ def peak_bytes(method: str, transport: str, num_ranks: int) -> int:
     Raises:
         RuntimeError: A rank has failed; its own message stands above.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, __file__, "--transport", transport, "--as-rank", method]
-    ranks = []
-    for rank in range(num_ranks):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port}
-        place |= {"LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1"}
-        environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
-        ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    outputs = [rank.communicate()[0] for rank in ranks]
-    if any(rank.returncode for rank in ranks):
-        raise RuntimeError(f"{method}: ranks ended with {[rank.returncode for rank in ranks]}")
+    arguments = ["--transport", transport, "--as-rank", method]
+    outputs = outputs_of_ranks(__file__, arguments, num_ranks)
     return max(int(json.loads(output)) for output in outputs)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import memory
 import netns
+import overhead
 import pytest
 from hosts_run import Setting, steps_on
 from overlap import with_hidden_share
@@ -15,6 +16,8 @@ from simulated_compute import factor
 from spawn import free_port
 from step_methods import why_unavailable
 from stragglers import with_throughput
+
+from crossover_comm.segments import cut
 
 METHODS = ("compute", "ddp", "crossover/backward/fp32", "crossover/none/bf16")
 
@@ -79,3 +82,25 @@ def test_memory_targets_are_four_segments_and_one_model_in_wire_format() -> None
 def test_a_method_that_this_version_does_not_know_says_so() -> None:
     assert why_unavailable("compute") is None
     assert "sideways" in str(why_unavailable("crossover/sideways/fp32"))
+
+
+def test_a_tiny_model_has_as_many_parameters_as_asked_for_and_a_segment_per_block() -> None:
+    for num_parameters, num_blocks in ((161, 18), (1000, 111)):
+        model = overhead.tiny_model(num_parameters)
+        parameters = dict(model.named_parameters())
+        assert len(parameters) == num_parameters
+        assert max(p.numel() for p in parameters.values()) == overhead.WIDTH**2
+        assert len(cut(model, parameters, "blocks")) == num_blocks + 1
+
+
+def test_overhead_is_the_median_difference_from_the_loop_alone_less_mixing() -> None:
+    alone = (1.0, 3.0, 9.0)
+    turns = [
+        {m: dict.fromkeys(overhead.FIGURES, a + extra * (m != "alone")) for m in overhead.METHODS}
+        for a, extra in zip(alone, (0.5, 0.25, 4.0), strict=True)
+    ]
+    mixed = {"segments": 2, "mix_s": {"crossover/none/fp32": 0.125}}
+    rows = {row["method"]: row for row in overhead.summary(turns, mixed, 161)}
+    assert rows["alone"]["step_s"] == 3.0
+    assert rows["unwrapped"]["extra_step_s"] == 0.5
+    assert rows["crossover/none/fp32"]["overhead_s"] == 0.5 - 0.125
