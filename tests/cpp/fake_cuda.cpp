@@ -155,8 +155,7 @@ void FakeCuda::count(const std::string& call) {
 
 int FakeCuda::calls(const std::string& call) const {
   const std::lock_guard lock(mutex_);
-  const auto found = calls_.find(call);
-  return found == calls_.end() ? 0 : found->second;
+  return calls_.contains(call) ? calls_.at(call) : 0;
 }
 
 void FakeCuda::put(StreamHandle stream, std::string name, std::function<void()> work) {
@@ -298,7 +297,6 @@ StreamHandle FakeCuda::create_stream() {
   return next_handle_++;
 }
 
-// As with CUDA: what the stream has got is done all the same.
 void FakeCuda::destroy_stream(StreamHandle stream) noexcept {
   const std::lock_guard lock(mutex_);
   destroyed_.insert(stream);

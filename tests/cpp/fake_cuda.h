@@ -67,6 +67,7 @@ class FakeCuda : public CudaRuntime {
   std::byte* allocate_pinned(size_t bytes) override;
   void free_pinned(std::byte* memory) noexcept override;
   StreamHandle create_stream() override;
+  /// As with CUDA: what the stream has got is done all the same.
   void destroy_stream(StreamHandle stream) noexcept override;
   void wait_for_stream(StreamHandle stream) override;
   bool is_capturing(StreamHandle stream) override;
