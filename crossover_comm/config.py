@@ -13,16 +13,18 @@ from crossover_comm.errors import InvalidArgument
 from crossover_comm.groups import GroupRule, Hierarchy, frozen_rule
 from crossover_comm.topology import Topology, topology_from
 
-__all__ = ["PRESETS", "GossipConfig", "Overlap", "SegmentRule", "Wire", "resolve"]
+__all__ = ["PRESETS", "BufferRule", "GossipConfig", "Overlap", "SegmentRule", "Wire", "resolve"]
 
 Overlap: TypeAlias = Literal["backward", "forward", "fused", "none"]
 Wire: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 SegmentRule: TypeAlias = Literal["blocks"] | int
+BufferRule: TypeAlias = Literal["local", "average", "broadcast"]
 Momentum: TypeAlias = Literal["local", "quasi-global", "decentlam", "exchanged"]
 
 OVERLAPS: Final = ("backward", "forward", "fused", "none")
 WIRES: Final = ("fp32", "bf16", "fp16", "int8")
 MOMENTA: Final = ("local", "quasi-global", "decentlam", "exchanged")
+BUFFERS: Final = ("local", "average", "broadcast")
 HIERARCHIES: Final = ("sharded", "root")
 MAX_SEED: Final = 2**64 - 1
 
@@ -92,6 +94,13 @@ class GossipConfig:
             lists of ranks. Members start from their group's first; each group counts alike,
             whatever its size. Gradients are averaged as torch's DDP does, ``no_sync`` included:
             posted during backward, averaged when it ends (``overlap="none"``: posted then).
+        buffers: What becomes of buffers (batch norm's statistics) after the start. ``"local"``:
+            each replica keeps its own. ``"average"``: floating-point ones are mixed with the
+            parameters' rounds, by draws of the same schedule, and with ``groups="world"`` averaged
+            over all ranks; others stay local. ``"broadcast"``: all ranks have rank 0's when the
+            first forward after a round begins, which waits for them. ``None``: the wrapper's
+            default: ``"local"``, but ``"broadcast"``, torch's, for ``DistributedDataParallel`` with
+            ``groups="world"`` and `broadcast_buffers`.
         hierarchy: ``"sharded"``: each member carries its share of the group's traffic; ``"root"``:
             the first member carries all of it.
 
@@ -113,6 +122,7 @@ class GossipConfig:
     interval: int = 1
     groups: GroupRule | None = None
     hierarchy: Hierarchy = "sharded"
+    buffers: BufferRule | None = None
 
     def __post_init__(self) -> None:
         topology_from(self.topology)
@@ -145,6 +155,13 @@ class GossipConfig:
         if self.groups is not None:
             object.__setattr__(self, "groups", frozen_rule(self.groups))
         _require_one_of("hierarchy", self.hierarchy, HIERARCHIES)
+        if self.buffers is not None:
+            _require_one_of("buffers", self.buffers, BUFFERS)
+        if self.buffers == "average" and self.groups not in (None, "world"):
+            raise InvalidArgument(
+                f"buffers='average': expected groups=None or 'world', got {self.groups!r}: members "
+                "of a group have unlike buffers; use 'broadcast' or 'local'"
+            )
         self._require_fusable()
         if self.momentum != "local" and (self.interval > 1 or self.groups == "world"):
             raise InvalidArgument(
@@ -226,6 +243,7 @@ class GossipConfig:
             "interval": self.interval,
             "groups": self.groups,
             "hierarchy": self.hierarchy,
+            "buffers": self.buffers,
         }
 
 

@@ -18,6 +18,7 @@ from crossover_comm.config import GossipConfig, resolve
 from crossover_comm.context import Context, joined_context, own_context
 from crossover_comm.ddp_arguments import (
     ABSENT,
+    buffers_of,
     gossip_for,
     ignore,
     ignored_names,
@@ -57,8 +58,9 @@ class DistributedDataParallel(nn.Module, Joinable):
         device_ids: None, or the module's GPU in a list of one: inputs are then moved there.
         output_device: None, or the module's GPU.
         dim: Any value works: a replica has one device, so that inputs are not split.
-        broadcast_buffers: Whether buffers too are broadcast from rank 0 here; True by default. They
-            are local afterwards: each replica's batch norm follows its own data.
+        broadcast_buffers: Whether buffers too are broadcast from rank 0 here, and in preset
+            ``"allreduce"`` before the first forward after each average; True by default. Under
+            gossip they are local afterwards unless ``GossipConfig.buffers`` says otherwise.
         init_sync: Whether parameters and buffers are broadcast from rank 0 here.
         process_group: A group of torch.distributed that this rank is in: everything is then among
             its ranks, who alone make this call. None: all ranks.
@@ -118,7 +120,8 @@ class DistributedDataParallel(nn.Module, Joinable):
         )
         warn_of_check_reduction(check_reduction)
         warn_of_broadcast_buffers(broadcast_buffers)
-        self._config = gossip_for(resolve(gossip), bucket_cap_mb)
+        config = buffers_of(resolve(gossip), broadcast_buffers, forward_sync_buffers)
+        self._config = gossip_for(config, bucket_cap_mb)
         require_delay(self._config, delay_all_reduce_named_params, param_to_hook_all_reduce)
         if init_sync and context not in (None, joined_context()):
             raise InvalidArgument("init_sync: expected False with a context of the caller's own")
@@ -166,7 +169,7 @@ class DistributedDataParallel(nn.Module, Joinable):
             if self._join_config.enable:
                 Join.notify_join_context(self)
         hooks = self._hooks
-        if hooks is not None and not hooks.awaits_in_forward:
+        if hooks is not None and hooks.is_told_of_forwards:
             hooks.forward_begins()
         if self._input_device is not None:
             inputs = moved(inputs, self._input_device)
@@ -315,6 +318,10 @@ class DistributedDataParallel(nn.Module, Joinable):
         for name, p in module.named_parameters():
             if not hasattr(p, "_ddp_ignored"):
                 yield (name, p) if named_params else p
+
+    def will_sync_module_buffers(self) -> bool:
+        """Whether buffers are exchanged after the start."""
+        return self._hooks is not None and self._hooks.buffers is not None
 
     def _set_static_graph(self) -> None:
         """As the constructor's `static_graph`."""

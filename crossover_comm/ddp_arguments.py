@@ -18,6 +18,7 @@ from crossover_comm.errors import InvalidArgument
 __all__ = [
     "ABSENT",
     "REFUSED",
+    "buffers_of",
     "gossip_for",
     "ignore",
     "ignored_names",
@@ -54,14 +55,11 @@ REFUSED: Final[Mapping[str, tuple[object, str]]] = {
 ABSENT: Final[Mapping[str, str]] = {
     "reducer": "segments of parameters, not buckets of gradients, are exchanged",
     "register_comm_hook": "not supported; GossipConfig(wire=...) says what is sent",
-    "will_sync_module_buffers": "buffers are local after the start, in preset 'allreduce' too; "
-    "use SyncBatchNorm for common statistics, or crossover_comm.broadcast_parameters(model)",
     "scatter": "a process trains one replica on one device",
     "gather": "a process trains one replica on one device",
     "to_kwargs": "a process trains one replica on one device",
     "_register_builtin_comm_hook": "use GossipConfig(wire='bf16')",
-    "_register_buffer_comm_hook": "buffers are local after the start; use "
-    "crossover_comm.broadcast_parameters(model.named_buffers()) at a place of your own",
+    "_register_buffer_comm_hook": "GossipConfig(buffers=...) says what becomes of buffers",
     "_register_fused_optim": "use GossipConfig(overlap=...) and any optimizer",
     "_set_ddp_runtime_logging_sample_rate": "nothing is sampled; see crossover_comm.counters()",
     "_remove_autograd_hooks": "gossip ends when the wrapper is no longer held",
@@ -79,6 +77,27 @@ def require_supported(**arguments: object) -> None:
         default, reason = REFUSED[name]
         if value is not default and value != default:
             raise InvalidArgument(f"{name}: expected {default!r}, got {value!r}; {reason}")
+
+
+def buffers_of(
+    config: GossipConfig, broadcast_buffers: bool | None, forward_sync_buffers: bool | None
+) -> GossipConfig:
+    """The configuration with what torch's arguments make of buffers where it leaves that open.
+
+    Raises:
+        InvalidArgument: It wants them broadcast, and the arguments do not.
+    """
+    name, given = "forward_sync_buffers", forward_sync_buffers
+    if given is None:
+        name, given = "broadcast_buffers", broadcast_buffers
+    if config.buffers == "broadcast" and given is False:
+        raise InvalidArgument(
+            f"{name}: expected True beside gossip=GossipConfig(buffers='broadcast'), got False"
+        )
+    if config.buffers is not None:
+        return config
+    is_common = config.groups == "world" and given is not False
+    return dataclasses.replace(config, buffers="broadcast" if is_common else "local")
 
 
 def gossip_for(config: GossipConfig, bucket_cap_mb: float | None) -> GossipConfig:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from crossover_comm.buffers import Buffers, buffers_for
 from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.context import Context, current_context
 from crossover_comm.errors import InvalidArgument
@@ -30,6 +31,7 @@ from crossover_comm.shards import reshard
 from crossover_comm.step_hooks import StepHooks
 from crossover_comm.stepping import AwaitedSteps, StepNesting
 from crossover_comm.waiting import register_wait_hooks
+from crossover_comm.weakly import weakly
 
 __all__ = ["RoundHooks", "attach", "context_of", "synchronize"]
 
@@ -38,9 +40,9 @@ class RoundHooks:
     """Gossips one model while it trains. Detaches itself when nobody holds it any more.
 
     It listens to the backward of every parameter, to the steps of every optimizer that holds one of
-    them, and in modes ``"forward"`` and ``"fused"`` to the modules that read them. In the others
-    its holder calls :meth:`forward_begins`; with groups of ranks it also hands what a forward
-    returns to ``gradients.watch``.
+    them, and in modes ``"forward"`` and ``"fused"`` to the modules that read them. Its holder calls
+    :meth:`forward_begins` where `is_told_of_forwards`; with groups of ranks it also hands what a
+    forward returns to ``gradients.watch``.
 
     Args:
         context: The rank's place and engine; it has at least 2 ranks.
@@ -51,6 +53,8 @@ class RoundHooks:
 
     Attributes:
         synced: Whether forwards now, and their backwards, count for a round: ``no_sync`` clears it.
+        buffers: What exchanges buffers; None: they are local.
+        is_told_of_forwards: Whether its holder is to tell of each forward of the whole model.
 
     Raises:
         InvalidArgument: If a parameter is gossiped already or cannot be, or the ranks differ.
@@ -74,7 +78,7 @@ class RoundHooks:
         if groups is not None:
             self.gradients = GradientAverager(self.gossip, groups, config, overlap)
             copy_from_roots(self.gossip, groups)
-        self.awaits_in_forward = overlap in ("forward", "fused")
+        awaits_in_forward = overlap in ("forward", "fused")
         gossips = groups is None or len(groups) > 1
         self._rule = rule_for(
             overlap,
@@ -83,6 +87,10 @@ class RoundHooks:
             interval=config.interval,
         )
         self._remedies = remedies_for(self.gossip, config)
+        self.buffers: Buffers | None = buffers_for(self.gossip, config, overlap)
+        self.is_told_of_forwards = not awaits_in_forward or self.buffers is not None
+        if self.buffers is not None:
+            self._remedies = (*self._remedies, self.buffers)
         self._fused: FusedSteps | None = None
         if overlap == "fused":
             assert isinstance(self._rule, EveryNthRound)
@@ -97,15 +105,14 @@ class RoundHooks:
         self.synced = True
         self._known = {id(p) for p in self.gossip.parameters}
         self._planned = PlannedParameters(self.gossip, self._known, mixes=gossips)
-        self.forward_begins = torch.compiler.disable(_forward_event(weakref.ref(self)))
+        self.forward_begins = torch.compiler.disable(weakly(self._forward_begins))
         """Tells that a forward of the whole model begins; compiled code leaves its graph for it."""
-        handles = self._register()
+        handles = self._register(awaits_in_forward)
         _live.add(self)
-        leave = context.add_synchronizer(_synchronizer(weakref.ref(self)))
-        plans: list[Gossip | GradientAverager] = [self.gossip]
-        if self.gradients is not None:
-            plans.append(self.gradients)
-        weakref.finalize(self, _release, handles, leave, plans).atexit = False
+        leave = context.add_synchronizer(weakly(self._synchronize_if_concerned))
+        plans = [p for p in (self.gossip, self.gradients, self.buffers) if p is not None]
+        ends = [*(h.remove for h in handles), leave, *(plan.remove for plan in plans)]
+        weakref.finalize(self, _call_all, ends).atexit = False
 
     def __reduce__(self) -> NoReturn:
         raise InvalidArgument(
@@ -143,12 +150,18 @@ class RoundHooks:
     def shadow_step(self) -> None:
         """Takes part in a step of the others: no optimizer steps, gradients count as zero."""
         self._do(self._rule.forward(grad_enabled=True, synced=True, recomputing=False))
+        self.exchange_buffers()
         self._rule.backward(synced=True)
         if self.gradients is not None:
             self.gradients.shadow()
         self._do(self._rule.step_begin(closure=False) + self._rule.step_end(complete=True))
         if self._fused is not None:
             self._fused.step_ends()
+
+    def exchange_buffers(self) -> None:
+        """Called when a forward of the whole model begins, after :meth:`forward_seen`."""
+        if self.buffers is not None:
+            self.buffers.forward_begins(self.num_rounds)
 
     def state_dict(self) -> dict[str, Any]:
         """Where gossip stands, beside parameters and optimizer. The open round is closed first."""
@@ -235,6 +248,16 @@ class RoundHooks:
         else:
             self.gradients.round_begins = begins
 
+    def _forward_begins(self) -> None:
+        recomputing = _in_backward()
+        self.forward_seen(torch.is_grad_enabled(), recomputing=recomputing)
+        if not recomputing:
+            self.exchange_buffers()
+
+    def _synchronize_if_concerned(self, model: nn.Module) -> None:
+        if self.gossips(model.parameters()):
+            self.synchronize()
+
     def _do(self, actions: Actions) -> None:
         if self._round_begins is not None:
             self._round_begins(self.num_rounds)
@@ -264,13 +287,13 @@ class RoundHooks:
         for remedy in self._remedies:
             remedy.mixed(index, tensors or self.gossip.segments[index].parameters)
 
-    def _register(self) -> list[RemovableHandle]:
+    def _register(self, awaits_in_forward: bool) -> list[RemovableHandle]:
         ref = weakref.ref(self)
         on_gradient = _gradient_hook(ref)
         handles = [
             p.register_post_accumulate_grad_hook(on_gradient) for p in self.gossip.parameters
         ]
-        if self.awaits_in_forward:
+        if awaits_in_forward:
             handles += register_wait_hooks(self.gossip.model, self.gossip.awaited, self)
         return handles
 
@@ -357,15 +380,6 @@ def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def _forward_event(ref: weakref.ref[RoundHooks]) -> Callable[[], None]:
-    def forward_begins() -> None:
-        hooks = ref()
-        if hooks is not None:
-            hooks.forward_seen(torch.is_grad_enabled(), recomputing=_in_backward())
-
-    return forward_begins
-
-
 def _gradient_hook(ref: weakref.ref[RoundHooks]) -> Callable[[torch.Tensor], None]:
     def on_gradient(parameter: torch.Tensor) -> None:
         hooks = ref()
@@ -375,25 +389,9 @@ def _gradient_hook(ref: weakref.ref[RoundHooks]) -> Callable[[torch.Tensor], Non
     return on_gradient
 
 
-def _synchronizer(ref: weakref.ref[RoundHooks]) -> Callable[[nn.Module], None]:
-    def synchronize_if_concerned(model: nn.Module) -> None:
-        hooks = ref()
-        if hooks is not None and hooks.gossips(model.parameters()):
-            hooks.synchronize()
-
-    return synchronize_if_concerned
-
-
-def _release(
-    handles: list[RemovableHandle],
-    leave: Callable[[], None],
-    plans: Sequence[Gossip | GradientAverager],
-) -> None:
-    for handle in handles:
-        handle.remove()
-    leave()
-    for plan in plans:
-        plan.remove()
+def _call_all(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
 
 
 _step_hooks = StepHooks(lambda: _live)

@@ -79,7 +79,7 @@ def DistributedOptimizer(  # noqa: N802, used like a class, as Horovod's
     if hooks is None:
         return optimizer
     hooks.bind(optimizer)
-    if not hooks.awaits_in_forward:
+    if hooks.is_told_of_forwards:
         _announce_forwards(model, hooks)
     if hooks.gradients is not None:
         handle = model.register_forward_hook(OutputHook(hooks.gradients.watch))

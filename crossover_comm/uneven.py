@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 from torch.distributed.algorithms.join import JoinHook
 
+from crossover_comm.buffers import CommonBuffers
 from crossover_comm.context import Context
 from crossover_comm.errors import InvalidArgument, ProgressTimeout, TransportError
 from crossover_comm.gradients import copy_from_roots
@@ -71,7 +72,7 @@ class UnevenInputs(contextlib.AbstractContextManager[None]):
                 "torch.distributed.algorithms.Join([first, second])"
             )
         _open.add(self._context)
-        set_divisor(self._hooks, self._divides_by_size)
+        expect_uneven(self._hooks, self._divides_by_size)
         self._hooks.tell_rounds(self._round_begins)
 
     def __exit__(
@@ -85,7 +86,7 @@ class UnevenInputs(contextlib.AbstractContextManager[None]):
             is_uneven = kind in (None, Exhausted) and self._serve()
         finally:
             self._hooks.tell_rounds(None)
-            set_divisor(self._hooks, True)
+            expect_even(self._hooks)
         if kind is None and is_uneven and self._throws:
             raise Exhausted(f"rank {self._context.launch.rank} or another exhausted all inputs")
 
@@ -120,6 +121,7 @@ class UnevenInputs(contextlib.AbstractContextManager[None]):
         num_own = num_rounds = hooks.num_rounds
         self._store.set(f"{self._key}/own/{context.launch.rank}", str(num_own))
         self._lower_fewest(num_own)
+        data_ends(hooks)
         if self._store.add(f"{self._key}/number", 1) == context.launch.size:
             self._end()
         while True:
@@ -131,9 +133,9 @@ class UnevenInputs(contextlib.AbstractContextManager[None]):
             num_rounds += 1
             while hooks.num_rounds < num_rounds:
                 hooks.shadow_step()
+                hooks.exchange_buffers()
         hooks.synchronize()
-        if hooks.gradients is not None:
-            copy_from_roots(hooks.gossip, _rooted(outcome["root"], context.launch.size))
+        copy_from(hooks, outcome["root"])
         context.agree(f"the end of {self._key}", "{}")
         return bool(outcome["is_uneven"])
 
@@ -191,7 +193,7 @@ class ShadowHook(JoinHook):
         self._hooks = hooks
         if hooks is not None:
             require_flat(hooks)
-            set_divisor(hooks, divides_by_size)
+            expect_uneven(hooks, divides_by_size)
         self._has_served = False
 
     def main_hook(self) -> None:
@@ -199,6 +201,7 @@ class ShadowHook(JoinHook):
             return
         if not self._has_served:
             self._hooks.synchronize()
+            data_ends(self._hooks)
         self._has_served = True
         self._hooks.shadow_step()
 
@@ -207,13 +210,10 @@ class ShadowHook(JoinHook):
         if hooks is None:
             return
         hooks.synchronize()
-        set_divisor(hooks, True)
-        if hooks.gradients is not None:
-            context = hooks.gossip.context
-            last = context.group.gather(
-                "the last to join", is_last_joiner, context.settings.timeout_s
-            )
-            copy_from_roots(hooks.gossip, _rooted(last.index(True), context.launch.size))
+        expect_even(hooks)
+        context = hooks.gossip.context
+        last = context.group.gather("the last to join", is_last_joiner, context.settings.timeout_s)
+        copy_from(hooks, last.index(True))
 
 
 def join_group() -> Any:
@@ -239,10 +239,36 @@ def require_flat(hooks: RoundHooks) -> None:
         )
 
 
-def set_divisor(hooks: RoundHooks, by_size: bool) -> None:
-    """What averages of gradients divide by."""
+def expect_uneven(hooks: RoundHooks, divides_by_size: bool) -> None:
+    """From now on ranks may run out of data."""
     if hooks.gradients is not None:
-        hooks.gradients.divides_by_size = by_size
+        hooks.gradients.divides_by_size = divides_by_size
+    if isinstance(hooks.buffers, CommonBuffers):
+        hooks.buffers.is_uneven = True
+
+
+def expect_even(hooks: RoundHooks) -> None:
+    """All ranks have data again."""
+    if hooks.gradients is not None:
+        hooks.gradients.divides_by_size = True
+    if isinstance(hooks.buffers, CommonBuffers):
+        hooks.buffers.is_uneven = False
+        hooks.buffers.has_data = True
+
+
+def data_ends(hooks: RoundHooks) -> None:
+    """This rank has no more data; it takes part in what buffers still owe to its last step."""
+    if isinstance(hooks.buffers, CommonBuffers):
+        hooks.buffers.has_data = False
+        hooks.exchange_buffers()
+
+
+def copy_from(hooks: RoundHooks, root: int) -> None:
+    """What all ranks have in common becomes this rank's."""
+    if hooks.gradients is not None:
+        copy_from_roots(hooks.gossip, _rooted(root, hooks.gossip.context.launch.size))
+    if isinstance(hooks.buffers, CommonBuffers):
+        hooks.buffers.copy_from(root)
 
 
 _KEPT_ROUNDS = 4096

@@ -43,15 +43,17 @@ ARGUMENTS: Final = [
     Feature(
         "broadcast_buffers",
         "argument",
-        "Whether buffers are broadcast from rank 0 at the start. Replicas differ under gossip, so "
-        "that each keeps the statistics of its own parameters afterwards.",
-        "test_ddp_surface.py::test_the_newer_name_of_an_argument_wins",
+        "Whether buffers are broadcast from rank 0 at the start and, in preset `allreduce`, before "
+        "the first forward after each average. Under gossip each replica keeps the statistics of "
+        "its own parameters, unless `GossipConfig(buffers=)` is `average` or `broadcast`.",
+        "test_buffers.py::"
+        "test_where_gradients_are_averaged_all_have_the_buffers_of_rank_0_as_in_torch",
     ),
     Feature(
         "forward_sync_buffers",
         "argument",
         "As `broadcast_buffers`, but the broadcast at the start always takes place.",
-        "test_ddp_surface.py::test_the_newer_name_of_an_argument_wins",
+        "test_buffers.py::test_torchs_argument_keeps_buffers_local",
     ),
     Feature(
         "init_sync",
@@ -175,10 +177,15 @@ METHODS: Final = [
         "test_ddp_surface.py::test_logging_data_has_torchs_keys_and_the_configuration",
     ),
     Feature(
-        "register_comm_hook, will_sync_module_buffers",
+        "will_sync_module_buffers",
         "method",
-        "Absent, and the error says so: `GossipConfig(wire=)` says what is sent; buffers are local "
-        "after the start, in preset `allreduce` too.",
+        "Whether buffers are exchanged after the start.",
+        "test_buffers.py::test_rank_0_may_evaluate_alone",
+    ),
+    Feature(
+        "register_comm_hook",
+        "method",
+        "Absent, and the error says so: `GossipConfig(wire=)` says what is sent.",
         "test_ddp_surface.py::test_a_member_without_counterpart_says_why",
     ),
     Feature(

@@ -53,6 +53,14 @@ def test_an_unknown_gossip_names_the_presets(gossip: Any) -> None:
         ({"seed": 2**64}, "seed: expected an integer in 0 .. 2**64 - 1"),
         ({"seed": 1.0}, "seed: expected an integer in 0 .. 2**64 - 1, got 1.0"),
         ({"topology": "star"}, "topology: expected a Topology or one of"),
+        (
+            {"buffers": "mean"},
+            "buffers: expected one of 'local', 'average', 'broadcast', got 'mean'",
+        ),
+        (
+            {"buffers": "average", "groups": 2},
+            "buffers='average': expected groups=None or 'world', got 2",
+        ),
         ({"interval": 0}, "interval: expected an integer >= 1, got 0"),
         ({"groups": "rack"}, "groups: expected 'host', 'world', a number of ranks per group >= 1"),
         ({"groups": 0}, "or lists of ranks, got 0"),

@@ -42,6 +42,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "exchanged": {"momentum": "exchanged"},
     "groups": {"groups": 2, "interval": 2},
     "all-reduce": {"groups": "world"},
+    "averaged buffers": {"buffers": "average"},
+    "broadcast buffers": {"buffers": "broadcast"},
 }
 
 State = dict[str, torch.Tensor]
@@ -52,7 +54,7 @@ class Training:
 
     def __init__(self, context: Context, config: GossipConfig, *, by_optimizer: bool) -> None:
         self.rank = context.launch.rank
-        self.model: Any = model_of(self.rank)
+        self.model: Any = model_of(self.rank, normed=config.buffers is not None)
         self.gossip: Any
         if by_optimizer:
             self.optimizer = sgd(self.model)
@@ -101,10 +103,11 @@ _seeding = threading.Lock()
 Start = Callable[[Context], Training]
 
 
-def model_of(rank: int) -> nn.Module:
+def model_of(rank: int, *, normed: bool = False) -> nn.Module:
     with _seeding:  # torch's generator is every thread's
         torch.manual_seed(10 + rank)
-        return mlp(4, 8, 3)
+        model = mlp(4, 8, 3)
+        return nn.Sequential(*model, nn.BatchNorm1d(3)) if normed else model
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -175,13 +178,29 @@ def test_resumed_training_equals_one_that_never_stopped_bit_for_bit(
     assert_same_bits(resumed(start, checkpoints(start)), unbroken(start))
 
 
+@pytest.mark.parametrize(
+    "name", ["crossover", "sequential", "exact averages", "averaged buffers", "broadcast buffers"]
+)
+def test_mode_fused_resumes_bit_for_bit(name: str) -> None:
+    by_optimizer = name == "sequential"
+    start = starts(GossipConfig(overlap="fused", **CONFIGS[name]), by_optimizer=by_optimizer)
+    assert_same_bits(resumed(start, checkpoints(start)), unbroken(start))
+
+
 def test_decentlam_resumes_bit_for_bit() -> None:
     start = starts(GossipConfig(momentum="decentlam"))
     assert_same_bits(resumed(start, checkpoints(start)), unbroken(start))
 
 
 @pytest.mark.parametrize(
-    ("name", "overlap"), [("slow momentum", "forward"), ("exchanged", "backward"), ("groups", None)]
+    ("name", "overlap"),
+    [
+        ("slow momentum", "forward"),
+        ("exchanged", "backward"),
+        ("groups", None),
+        ("averaged buffers", "forward"),
+        ("broadcast buffers", None),
+    ],
 )
 def test_a_job_that_goes_back_to_its_checkpoint_repeats_itself(
     name: str, overlap: Overlap | None
