@@ -64,6 +64,15 @@ def hierarchical_schedule(
     """`inner` among groups with equal members, who stay equal. `shards`: per segment, per member
     index, the elements (begin, end) that this member of each group exchanges."""
 
+class LevelledSchedule(Schedule):
+    """Rounds run one of several levels, level 0 until another is chosen."""
+
+    def choose(self, level: int, first_round: int) -> None:
+        """Rounds from `first_round` on, none of them drawn yet, run `level`."""
+
+def levelled_schedule(levels: Sequence[tuple[Schedule, str]]) -> LevelledSchedule:
+    """Of a schedule and the widest type on the wire each, as SegmentPlan names it."""
+
 class SegmentPlan:
     """The cut of one model. `segments`: (name, dtype, numels, tensor names) each."""
 
@@ -221,6 +230,9 @@ class Engine:
         """Push-sum's w per segment in model order, as of its last mix; 1.0 without push-sum."""
     def set_weights(self, plan: int, weights: Sequence[float]) -> None:
         """Takes up what weights() gave; no round is open."""
+    def differences(self, plan: int) -> list[tuple[float, float]]:
+        """Per segment in model order, over what the last round of a levelled schedule has sampled:
+        sum of (m_j - m)^2 over what came from each peer, sum of m^2. No round is open."""
     def check_failure(self) -> None:
         """Raises the first failure, if there is one."""
     def start_call(self, program: CallProgram, timeout_s: float) -> Call:

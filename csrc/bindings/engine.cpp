@@ -269,6 +269,16 @@ void bind_engine(py::module_& m) {
             self.engine().set_weights(plan, weights);
           },
           "plan"_a, "weights"_a)
+      .def(
+          "differences",
+          [](PythonEngine& self, uint32_t plan) {
+            std::vector<std::pair<double, double>> found;
+            for (const Difference& difference : self.engine().differences(plan)) {
+              found.emplace_back(difference.squares, difference.own_squares);
+            }
+            return found;
+          },
+          "plan"_a)
       .def("check_failure", [](PythonEngine& self) { self.engine().check_failure(); })
       .def(
           "start_call",

@@ -11,6 +11,7 @@
 #include "core/error.h"
 #include "core/groups.h"
 #include "core/schedule.h"
+#include "core/schedules/levelled.h"
 
 namespace py = pybind11;
 
@@ -87,6 +88,14 @@ ShardCuts make_cuts(const std::vector<std::vector<std::pair<int64_t, int64_t>>>&
   return cuts;
 }
 
+using PythonLevel = std::pair<std::shared_ptr<Schedule>, std::string>;
+
+std::shared_ptr<LevelledSchedule> make_levelled(const std::vector<PythonLevel>& levels) {
+  std::vector<Level> converted;
+  for (const auto& [schedule, wire] : levels) converted.push_back({schedule, parse_dtype(wire)});
+  return std::make_shared<LevelledSchedule>(std::move(converted));
+}
+
 void bind_group_schedules(py::module_& m) {
   using namespace py::literals;
   m.def(
@@ -129,6 +138,9 @@ void bind_schedules(py::module_& m) {
       .def("program", &python_program, "round"_a, "segment"_a, "numel"_a, "rank"_a);
   py::class_<PeerSchedule, Schedule, std::shared_ptr<PeerSchedule>>(m, "PeerSchedule")
       .def("rows", &python_rows, "round"_a, "segment"_a);
+  py::class_<LevelledSchedule, Schedule, std::shared_ptr<LevelledSchedule>>(m, "LevelledSchedule")
+      .def("choose", &LevelledSchedule::choose, "level"_a, "first_round"_a);
+  m.def("levelled_schedule", &make_levelled, "levels"_a);
   m.def("crossover_schedule", shared(&crossover_schedule), "size"_a, "seed"_a, "segmentwise"_a,
         "fair"_a);
   m.def("crossover_sequential_schedule", shared(&crossover_sequential_schedule), "size"_a, "seed"_a,

@@ -25,6 +25,10 @@ void Device::widen(const PackSpec& spec, DeviceBuffer& scratch, DeviceBuffer& wo
   mix({dtype, {&address, 1}, {&numel, 1}, nullptr, &work}, dtype, {&message, 1});
 }
 
+Difference Device::difference(const TensorList&, Dtype, std::span<const WeightedMessage>) {
+  throw DeviceError("difference: expected tensors in host memory, got those of another device");
+}
+
 std::string spell_non_finite(uint64_t count, Dtype tensor, Dtype wire) {
   std::string text = std::to_string(count) + " non-finite value" + (count == 1 ? "" : "s");
   if (wire == tensor) return text + " (NaN or infinity)";

@@ -88,6 +88,15 @@ struct WeightedMessage {
   DeviceBuffer* buffer = nullptr;  // where `data` lies; a device with streams needs it
 };
 
+/// How far messages are from what this rank sends: sums over elements.
+struct Difference {
+  double squares = 0.0;      // (m_jk - m_k)^2
+  double own_squares = 0.0;  // m_k^2, again for each message
+};
+
+/// Of so many blocks of kSliceUnitNumel elements one is measured.
+inline constexpr int64_t kMeasuredBlocks = 32;
+
 /// Every method is callable from the training thread and the progress thread at once, on disjoint
 /// tensors and buffers.
 class Device {
@@ -111,6 +120,11 @@ class Device {
   /// NaN is. `own` as for mix().
   virtual void replace(const TensorList& tensors, Dtype own,
                        std::span<const WeightedMessage> messages) = 0;
+  /// What mix() with these arguments would add to the tensors, without its weights: over the first
+  /// of each kMeasuredBlocks blocks of every message, counted from where its slice begins. Read
+  /// only, the same bits whatever the CPU. DeviceError on a device that cannot.
+  virtual Difference difference(const TensorList& tensors, Dtype own,
+                                std::span<const WeightedMessage> messages);
   /// work[k] <- Q(x_k) over `spec.slice`, in float32 (float64 for float64 tensors): where a program
   /// of several phases starts. `scratch` has room for the slice in `spec.wire`. The tensors may lie
   /// in `work` itself.

@@ -325,6 +325,19 @@ void Engine::set_weights(uint32_t plan, std::span<const double> weights) {
   for (size_t i = 0; i < weights.size(); ++i) state.segments[i].exchange->set_weight(weights[i]);
 }
 
+std::vector<Difference> Engine::differences(uint32_t plan) const {
+  check_not_forked();
+  const std::lock_guard lock(mutex_);
+  const PlanState& state = *usable_plan(plan);
+  if (state.is_open()) {
+    throw InvalidArgument("differences: plan " + std::to_string(plan) + " has an open round");
+  }
+  std::vector<Difference> found;
+  for (const SegmentState& segment : state.segments)
+    found.push_back(segment.exchange->difference());
+  return found;
+}
+
 std::vector<std::string> Engine::take_warnings() {
   const std::lock_guard lock(mutex_);
   return std::exchange(warnings_, {});

@@ -115,6 +115,10 @@ class Engine {
   /// a round is open, or unless there is one finite weight > 0 per segment, 1 without push-sum.
   void set_weights(uint32_t plan, std::span<const double> weights);
 
+  /// What the last mixed round of every segment in model order has found, see Program::wire; zeros
+  /// if nothing was measured. Training thread. InvalidArgument if a round is open.
+  std::vector<Difference> differences(uint32_t plan) const;
+
   /// Starts a collective or a message between two ranks: the program's memory is lent to it until
   /// it is complete, or until a failure has been thrown by wait_call() or wait_watched().
   /// Collectives are the same on every rank, in the same order; at most one thread at a time starts

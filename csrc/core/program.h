@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
+
+#include "core/dtype.h"
 
 namespace crossover {
 
@@ -56,6 +59,9 @@ struct Program {
   bool replaces = false;
   /// The ranks end with the same bits: what Q takes from an average is kept by nobody.
   bool same_bits = false;
+  /// Widest type on the wire in this round, in place of the plan's; then its first phase is
+  /// measured, see Device::difference.
+  std::optional<Dtype> wire = {};
 };
 
 }  // namespace crossover

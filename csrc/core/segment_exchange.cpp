@@ -60,10 +60,12 @@ Dtype SegmentExchange::work_dtype() const {
 
 // Blocks are too coarse for an average whose rounding nobody keeps.
 Dtype SegmentExchange::round_wire() const {
-  const Dtype wire = context_.plan.wire(context_.segment);
+  const Dtype segment = context_.plan.segment(context_.segment).dtype;
+  const Dtype wire =
+      program_.wire ? wire_dtype(segment, *program_.wire) : context_.plan.wire(context_.segment);
   const bool keeps_rounding = !program_.replaces && !program_.same_bits;
   if (wire != Dtype::kInt8Blocks || keeps_rounding) return wire;
-  return wire_dtype(context_.plan.segment(context_.segment).dtype, Dtype::kBfloat16);
+  return wire_dtype(segment, Dtype::kBfloat16);
 }
 
 bool SegmentExchange::mixes_in_place() const {
@@ -137,6 +139,7 @@ bool SegmentExchange::begin(std::span<void* const> addresses, std::shared_ptr<Fe
   addresses_.assign(addresses.begin(), addresses.end());
   posted_ = std::move(posted);
   begun_ = true;
+  difference_ = {};
   if (!mixes_in_place()) copy_to_work();
   if (!program_.phases.empty()) send_phase(transport, operations);
   return advance(transport, operations);
@@ -203,9 +206,15 @@ void SegmentExchange::mix_phase() {
     context_.device.replace(work(), message_dtype(phase_), messages(phase_));
     return;
   }
-  for (const auto& mixed : {own_values(phase_), messages(phase_)}) {
+  const std::vector<WeightedMessage> arrived = messages(phase_);
+  if (phase_ == 0) measure(work(), arrived);
+  for (const auto& mixed : {own_values(phase_), arrived}) {
     if (!mixed.empty()) context_.device.mix(work(), wire_, mixed);
   }
+}
+
+void SegmentExchange::measure(const TensorList& tensors, std::span<const WeightedMessage> arrived) {
+  if (program_.wire) difference_ = context_.device.difference(tensors, wire_, arrived);
 }
 
 std::vector<WeightedMessage> SegmentExchange::own_values(uint32_t phase) {
@@ -237,6 +246,7 @@ void SegmentExchange::mix_into(std::span<void* const> addresses, StreamHandle st
   std::vector<WeightedMessage> arrived;
   if (mixes_in_place()) {
     arrived = messages(0);
+    measure(tensors(addresses, stream), arrived);
     if (is_push_sum_) take_push_sum_step(arrived);
   } else {
     arrived.push_back({work_->data(), {0, work_numel_}, work_dtype(), 1.0, work_.get()});

@@ -87,6 +87,8 @@ class SegmentExchange {
   double weight() const { return weight_; }
   /// Between mix_into and begin.
   void set_weight(double weight) { weight_ = weight; }
+  /// What the first phase of the last mixed round has found, if its program asked for it.
+  const Difference& difference() const { return difference_; }
   bool begun() const { return begun_; }
   const ExchangeContext& context() const { return context_; }
 
@@ -117,6 +119,7 @@ class SegmentExchange {
   std::vector<WeightedMessage> messages(uint32_t phase);
   std::vector<WeightedMessage> own_values(uint32_t phase);
   void mix_phase();
+  void measure(const TensorList& tensors, std::span<const WeightedMessage> arrived);
   void require_weight(const Operation& operation);
   void take_push_sum_step(std::vector<WeightedMessage>& arrived);
   static void reserve(std::unique_ptr<DeviceBuffer>& buffer, size_t bytes, Device& device);
@@ -125,6 +128,7 @@ class SegmentExchange {
   Dtype wire_ = Dtype::kFloat32;  // of this round
   const bool is_push_sum_;
   double weight_ = 1.0;
+  Difference difference_;
   uint64_t round_ = 0;
   Program program_;
   bool begun_ = false;

@@ -163,6 +163,28 @@ void mix_slice(const TensorList& tensors, Slice slice, Dtype own, std::vector<Mi
   }
 }
 
+/// Adds one block of a message, at most kSliceUnitNumel elements.
+void add_block(Difference& found, const TensorList& tensors, Dtype own,
+               const WeightedMessage& message, Slice block) {
+  TensorWalk walk(tensors, block, kSliceUnitNumel);
+  const TensorWalk::Run run = walk.next(kSliceUnitNumel);
+  const std::byte* from =
+      message.data + packed_bytes(message.dtype, block.begin - message.slice.begin);
+  alignas(8) std::array<std::byte, 8 * kSliceUnitNumel> sent;
+  std::array<double, kSliceUnitNumel> ours;
+  std::array<double, kSliceUnitNumel> theirs;
+  pack_elements(run.data, tensors.dtype, sent.data(), own, run.numel);
+  pack_elements(sent.data(), own, std::as_writable_bytes(std::span(ours)).data(), Dtype::kFloat64,
+                run.numel);
+  pack_elements(from, message.dtype, std::as_writable_bytes(std::span(theirs)).data(),
+                Dtype::kFloat64, run.numel);
+  for (int64_t k = 0; k < run.numel; ++k) {
+    const double apart = theirs[k] - ours[k];
+    found.squares += apart * apart;
+    found.own_squares += ours[k] * ours[k];
+  }
+}
+
 }  // namespace
 
 std::unique_ptr<DeviceBuffer> HostDevice::allocate(size_t bytes) {
@@ -203,6 +225,19 @@ void HostDevice::replace(const TensorList& tensors, Dtype /*own*/,
       from += packed_bytes(message.dtype, run.numel);
     }
   }
+}
+
+Difference HostDevice::difference(const TensorList& tensors, Dtype own,
+                                  std::span<const WeightedMessage> messages) {
+  Difference found;
+  for (const WeightedMessage& message : messages) {
+    check_slice(tensors, message.slice);
+    const int64_t end = message.slice.end;
+    for (int64_t at = message.slice.begin; at < end; at += kMeasuredBlocks * kSliceUnitNumel) {
+      add_block(found, tensors, own, message, {at, std::min(at + kSliceUnitNumel, end)});
+    }
+  }
+  return found;
 }
 
 std::shared_ptr<HostDevice> host_device() { return std::make_shared<HostDevice>(); }

@@ -28,6 +28,9 @@ class HostDevice final : public Device {
   /// Throws std::logic_error as mix() does.
   void replace(const TensorList& tensors, Dtype own,
                std::span<const WeightedMessage> messages) override;
+  /// Throws std::logic_error as mix() does.
+  Difference difference(const TensorList& tensors, Dtype own,
+                        std::span<const WeightedMessage> messages) override;
 
   /// How many NaNs and infinities this device's sources have met, whatever the policy.
   int64_t non_finite_found() const { return non_finite_found_.load(std::memory_order_relaxed); }

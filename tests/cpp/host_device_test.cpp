@@ -341,5 +341,43 @@ TEST(HostMix, TakesFloat32MessagesIntoBfloat16Tensors) {
   EXPECT_EQ(tensors.values(), wanted);
 }
 
+// --- difference
+
+TEST(HostDifference, IsTheSumOfSquaresOverTheFirstOfEveryThirtyTwoBlocks) {
+  const std::vector<int64_t> sizes{0, 5, 300, 40 * kSliceUnitNumel, 1, 30 * kSliceUnitNumel + 7};
+  const int64_t total = 5 + 300 + 40 * kSliceUnitNumel + 1 + 30 * kSliceUnitNumel + 7;
+  const std::vector<Slice> slices{{0, total}, {3 * kSliceUnitNumel, 50 * kSliceUnitNumel}};
+  for (const Dtype dtype : kDtypes) {
+    for (const Dtype wire : {dtype, wire_dtype(dtype, Dtype::kBfloat16), Dtype::kInt8Blocks}) {
+      const Tensors tensors(dtype, sizes, 18);
+      const Messages messages(wire, slices, 19);
+      const std::vector<double> own = reference::quantized(wire, tensors.values());
+      double squares = 0;
+      double own_squares = 0;
+      for (const WeightedMessage& message : messages.list()) {
+        const size_t num_bytes = packed_bytes(wire, message.slice.numel());
+        const std::vector<double> other = reference::decode_all(wire, {message.data, num_bytes});
+        for (int64_t k = 0; k < message.slice.numel(); ++k) {
+          if (k / kSliceUnitNumel % kMeasuredBlocks != 0) continue;
+          const double mine = own[static_cast<size_t>(message.slice.begin + k)];
+          const double apart = other[static_cast<size_t>(k)] - mine;
+          squares += apart * apart;
+          own_squares += mine * mine;
+        }
+      }
+      const Difference found = host_device()->difference(tensors.list(), wire, messages.list());
+      EXPECT_DOUBLE_EQ(found.squares, squares) << dtype_name(dtype) << " as " << dtype_name(wire);
+      EXPECT_DOUBLE_EQ(found.own_squares, own_squares);
+    }
+  }
+}
+
+TEST(HostDifference, IsNothingWithoutMessages) {
+  const Tensors tensors(Dtype::kFloat32, {4}, 20);
+  const Difference found = host_device()->difference(tensors.list(), Dtype::kFloat32, {});
+  EXPECT_EQ(found.squares, 0.0);
+  EXPECT_EQ(found.own_squares, 0.0);
+}
+
 }  // namespace
 }  // namespace crossover
