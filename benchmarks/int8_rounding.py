@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from crossover_comm.simulate.report import circumstances
-from crossover_comm.simulate.wires import BLOCK_NUMEL, quantized
+from crossover_comm.simulate.wires import quantized
 from crossover_comm.topology import Crossover
+from crossover_comm.wires import BLOCK_NUMEL
 
 RESULT = Path(__file__).parent / "results" / "int8_rounding.json"
 

@@ -144,9 +144,14 @@ WIRES: dict[str, Callable[[int], Method]] = {
     "bf16, 2 rounds": lambda size: Method(wire="bf16", rounds_per_step=2),
     "fp16, 2 rounds": lambda size: Method(wire="fp16", rounds_per_step=2),
     "int8, 4 rounds": lambda size: Method(wire="int8", rounds_per_step=4),
+    "auto, 1.04": lambda size: Method(wire="auto", wire_budget=1.04),
+    "bf16": lambda size: Method(wire="bf16"),
+    "int8, 2 rounds": lambda size: Method(wire="int8", rounds_per_step=2),
+    "auto, 0.52": lambda size: Method(wire="auto", wire_budget=0.52),
     "int8": lambda size: Method(wire="int8"),
 }
-"""Crossover over each wire: as many rounds as one fp32 model pays for, and int8 alone."""
+"""Crossover over each wire: as many rounds as one fp32 model pays for, as half of one does, and
+int8 alone."""
 
 
 def wires_cells() -> Iterator[Cell]:

@@ -12,17 +12,26 @@ from crossover_comm import _C
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.groups import GroupRule, Hierarchy, frozen_rule
 from crossover_comm.topology import Topology, topology_from
+from crossover_comm.wires import WIRES, Wire, WireChoice, WireLevel, levels_within
 
-__all__ = ["PRESETS", "BufferRule", "GossipConfig", "Overlap", "SegmentRule", "Wire", "resolve"]
+__all__ = [
+    "PRESETS",
+    "WIRES",
+    "BufferRule",
+    "GossipConfig",
+    "Overlap",
+    "SegmentRule",
+    "Wire",
+    "WireChoice",
+    "resolve",
+]
 
 Overlap: TypeAlias = Literal["backward", "forward", "fused", "none"]
-Wire: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 SegmentRule: TypeAlias = Literal["blocks"] | int
 BufferRule: TypeAlias = Literal["local", "average", "broadcast"]
 Momentum: TypeAlias = Literal["local", "quasi-global", "decentlam", "exchanged"]
 
 OVERLAPS: Final = ("backward", "forward", "fused", "none")
-WIRES: Final = ("fp32", "bf16", "fp16", "int8")
 MOMENTA: Final = ("local", "quasi-global", "decentlam", "exchanged")
 BUFFERS: Final = ("local", "average", "broadcast")
 HIERARCHIES: Final = ("sharded", "root")
@@ -67,7 +76,13 @@ class GossipConfig:
         wire: Widest element type on the wire: ``"fp32"`` sends every tensor as it is, ``"bf16"``
             and ``"fp16"`` round wider ones. A value that fp16 cannot hold (beyond 65504) is an
             error, as NaN and infinity are. ``"int8"`` sends a byte per element and a scale for
-            each 128; averages of gradients and exact averages travel in bf16 then.
+            each 128; averages of gradients and exact averages travel in bf16 then. ``"auto"``:
+            each step runs fp32, bf16 or int8 rounds, as many as `wire_budget` pays for; the ranks
+            agree on which by the distance that they measure between their parameters, see
+            docs/algorithms.md. Models in host memory; exact averages of groups travel in fp32.
+        wire_budget: Most bytes that a step sends under ``wire="auto"``, in fp32 rounds of the
+            topology: 0.52 pays for one bf16 round or two in int8, 1.04 for one in fp32, two in
+            bf16 or four in int8.
         segments: ``"blocks"`` cuts along the model's blocks, a number packs consecutive parameters
             into segments of at most so many bytes.
         seed: Seed of the topology's random draws, 0 .. 2**64 - 1.
@@ -110,7 +125,8 @@ class GossipConfig:
 
     topology: str | Topology = "crossover"
     overlap: Overlap | None = None
-    wire: Wire = "fp32"
+    wire: WireChoice = "fp32"
+    wire_budget: float = 0.52
     segments: SegmentRule = "blocks"
     seed: int = 0
     momentum: Momentum = "local"
@@ -128,7 +144,7 @@ class GossipConfig:
         topology_from(self.topology)
         if self.overlap is not None:
             _require_one_of("overlap", self.overlap, OVERLAPS)
-        _require_one_of("wire", self.wire, WIRES)
+        _require_one_of("wire", self.wire, (*WIRES, "auto"))
         if self.segments != "blocks" and not _is_integer(self.segments, at_least=1):
             raise InvalidArgument(
                 f"segments: expected 'blocks' or a size in bytes >= 1, got {self.segments!r}"
@@ -148,6 +164,24 @@ class GossipConfig:
             )
         self._require_slow_momentum()
         self._require_groups_and_interval()
+        self._require_levels()
+
+    def _require_levels(self) -> None:
+        if not 0.0 < self.wire_budget < math.inf:
+            raise InvalidArgument(f"wire_budget: expected a number > 0, got {self.wire_budget!r}")
+        if self.wire != "auto":
+            return
+        levels_within(self.wire_budget)
+        if self.rounds_per_step != 1:
+            raise InvalidArgument(
+                "wire='auto': expected rounds_per_step=1, for it chooses them within wire_budget, "
+                f"got {self.rounds_per_step!r}"
+            )
+        if self.momentum == "exchanged":
+            raise InvalidArgument(
+                "wire='auto': expected another momentum than 'exchanged', whose buffers are at "
+                "distances of their own"
+            )
 
     def _require_groups_and_interval(self) -> None:
         if not _is_integer(self.interval, at_least=1):
@@ -206,16 +240,29 @@ class GossipConfig:
         """Whether exact averages become steps of their own."""
         return self.slow_momentum > 0.0 or self.slow_lr != 1.0
 
-    def schedule(self, size: int, num_segments: int) -> _C.Schedule:
+    @property
+    def levels(self) -> tuple[WireLevel, ...]:
+        """What a step may do under ``wire="auto"``, finest first; empty with other wires."""
+        return levels_within(self.wire_budget) if self.wire == "auto" else ()
+
+    def schedule(
+        self, size: int, num_segments: int, rounds_per_step: int | None = None
+    ) -> _C.Schedule:
         """What the engine runs in a job of `size` ranks: the topology's rounds, several to a step
         and replaced by exact averages where this says so.
+
+        Args:
+            size: Number of ranks.
+            num_segments: Of the model.
+            rounds_per_step: Of a level of ``wire="auto"``; None: as configured.
 
         Raises:
             InvalidArgument: The topology does not exist for these arguments.
         """
         schedule = topology_from(self.topology).schedule(size, self.seed, num_segments)
-        if self.rounds_per_step > 1:
-            schedule = _C.repeated_schedule(schedule, self.rounds_per_step)
+        rounds = rounds_per_step or self.rounds_per_step
+        if rounds > 1:
+            schedule = _C.repeated_schedule(schedule, rounds)
         if self.exact_every is not None or self.exact_first > 0:
             schedule = _C.exact_average_schedule(schedule, self.exact_every or 0, self.exact_first)
         return schedule
@@ -232,6 +279,7 @@ class GossipConfig:
             **topology_from(self.topology).describe(),
             "overlap": self.overlap,
             "wire": self.wire,
+            "wire_budget": self.wire_budget,
             "segments": self.segments,
             "seed": self.seed,
             "momentum": self.momentum,

@@ -12,6 +12,7 @@ from torch import nn
 
 from crossover_comm import _C
 from crossover_comm.agreement import canonical_json
+from crossover_comm.auto_wire import AutoWire
 from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.context import Context
 from crossover_comm.errors import InvalidArgument
@@ -19,18 +20,9 @@ from crossover_comm.groups import Groups, within_groups
 from crossover_comm.layout import DTYPE_NAMES, is_sharded, local_of, require_disjoint
 from crossover_comm.segments import cut, describe, issue_order
 from crossover_comm.shards import awaited_at_root, require_shards
+from crossover_comm.wires import BLOCK_NUMEL, WIRE_DTYPES
 
-__all__ = ["WIRE_DTYPES", "Gossip", "increment_versions"]
-
-WIRE_DTYPES = {
-    "fp32": "float32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "int8": "int8-blocks",
-}
-
-INT8_BLOCK_NUMEL = 128
-"""Elements of a segment that share a scale on the int8 wire; csrc/core/dtype.h."""
+__all__ = ["Gossip", "increment_versions"]
 
 
 class Gossip:
@@ -91,6 +83,7 @@ class Gossip:
         description = {"device": self.device.describe(), **self.fingerprint}
         context.agree("the model's gossip", canonical_json(description))
         context.placement.connect()
+        self._auto: AutoWire | None = None
         self._schedule = self._schedule_of(config, groups)
         self._plan = self._plan_of_segments(config)
         self.companions: list[int] = []
@@ -125,6 +118,7 @@ class Gossip:
         """
         self.device.refuse_capture()
         self._note(slice(0, len(self.parameters)))
+        self._begin(0)
         self.context.engine.open_round(self.plan, self._addresses, self.device.stream())
         self._open = set(range(len(self.segments)))
 
@@ -138,6 +132,7 @@ class Gossip:
         span = self._spans[index]
         self._note(span)
         addresses = self._addresses[span]
+        self._begin(index)
         self.context.engine.open_segment(self.plan, index, addresses, self.device.stream())
         self._open.add(index)
 
@@ -157,6 +152,7 @@ class Gossip:
         increment_versions([p for index in self._open for p in self.segments[index].parameters])
         mixed = sorted(self._open)
         self._open.clear()
+        self._mixed(mixed)
         return mixed
 
     def wait_segment(self, index: int, tensors: Sequence[torch.Tensor] | None = None) -> bool:
@@ -182,6 +178,7 @@ class Gossip:
         self.context.engine.wait_segment(self.plan, index, addresses, self.device.stream())
         increment_versions(tensors or self.segments[index].parameters)
         self._open.discard(index)
+        self._mixed([index])
         return True
 
     def name_of(self, parameter: torch.Tensor) -> str:
@@ -224,7 +221,10 @@ class Gossip:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the rounds stand, and whatever else of the plans outlives a round. None is open."""
-        return {"round": self.round(0)}
+        state: dict[str, Any] = {"round": self.round(0)}
+        if self._auto is not None:
+            state["levels"] = self._auto.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave. A collective call; an open round is dropped.
@@ -234,6 +234,8 @@ class Gossip:
         """
         self.remove()
         self._open.clear()
+        if self._auto is not None:
+            self._auto.load_state_dict(state["levels"], state["round"])
         self.plan = self._add_plan(state["round"])
         self.companions = [self._add_plan(state["round"]) for _ in self.companions]
 
@@ -261,13 +263,49 @@ class Gossip:
         )
 
     def _schedule_of(self, config: GossipConfig, groups: Groups | None) -> _C.Schedule:
+        if not config.levels:
+            return self._grouped(config, groups)
+        self._require_measurable(config)
+        levelled = _C.levelled_schedule(
+            [
+                (self._grouped(config, groups, level.rounds), WIRE_DTYPES[level.wire])
+                for level in config.levels
+            ]
+        )
+        self._auto = AutoWire(self.context, config.levels, levelled)
+        return levelled
+
+    def _grouped(
+        self, config: GossipConfig, groups: Groups | None, rounds_per_step: int | None = None
+    ) -> _C.Schedule:
         size = self.context.launch.size if groups is None else len(groups)
-        schedule = config.schedule(size, len(self.segments))
+        schedule = config.schedule(size, len(self.segments), rounds_per_step)
         if groups is None:
             return schedule
         sizes = [([p.numel() for p in s.parameters], s.dtype.itemsize) for s in self.segments]
-        unit = INT8_BLOCK_NUMEL if config.wire == "int8" else 1
+        unit = BLOCK_NUMEL if config.wire in ("int8", "auto") else 1
         return within_groups(schedule, groups, sizes, config.hierarchy, unit)
+
+    def _require_measurable(self, config: GossipConfig) -> None:
+        if self.device.handle is not None:
+            raise InvalidArgument(
+                "wire='auto': expected a model in host memory, where distances are measured, got "
+                f"one on {self.device.device}; choose a wire"
+            )
+        schedule = config.schedule(self.context.launch.size, len(self.segments))
+        if schedule.name == "all-reduce" or schedule.stochasticity == "column":
+            raise InvalidArgument(
+                "wire='auto': expected a topology whose rounds leave a distance and may be "
+                f"several to a step, got '{schedule.name}' ({schedule.stochasticity} stochastic)"
+            )
+
+    def _begin(self, index: int) -> None:
+        if self._auto is not None:
+            self._auto.begin(self.round(index), self.plan, len(self.segments))
+
+    def _mixed(self, segments: Sequence[int]) -> None:
+        if self._auto is not None:
+            self._auto.mixed(segments, self.plan)
 
     def _note(self, span: slice) -> None:
         """Takes note of where parameters are and of what was written to them."""

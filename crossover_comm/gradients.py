@@ -20,12 +20,13 @@ from torch.utils._pytree import tree_leaves
 from crossover_comm import _C
 from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.errors import InvalidArgument
-from crossover_comm.gossip import WIRE_DTYPES, Gossip, increment_versions
+from crossover_comm.gossip import Gossip, increment_versions
 from crossover_comm.groups import Groups
 from crossover_comm.layout import DTYPE_NAMES
 from crossover_comm.rounds import GradientRule
 from crossover_comm.rule_state import load_rule_state, rule_state
 from crossover_comm.segments import issue_order
+from crossover_comm.wires import WIRE_DTYPES
 
 __all__ = ["GradientAverager", "copy_from_roots"]
 

@@ -109,6 +109,7 @@ class DenseMixing:
             cut(replica, trainable_parameters(replica), config.segments) for replica in replicas
         ]
         self._schedule = config.schedule(len(replicas), len(self._segments[0]))
+        assert config.wire != "auto"
         self._wire = config.wire
         self.rounds = 0
 

@@ -135,6 +135,17 @@ def test_messages_leave_through_nccl_unless_a_host_transport_is_asked_for(
 
 
 @pytest.mark.usefixtures("fake_gpu")
+def test_a_measured_wire_is_refused_on_a_gpu_for_what_it_is() -> None:
+    def work(context: Context) -> None:
+        with pytest.raises(InvalidArgument, match=r"expected a model in host memory.*cuda:0"):
+            DistributedDataParallel(
+                mlp(4, 3), gossip=GossipConfig(wire="auto"), context=context, init_sync=False
+            )
+
+    run_ranks(2, work)
+
+
+@pytest.mark.usefixtures("fake_gpu")
 def test_two_models_share_the_device_and_its_nccl() -> None:
     def work(context: Context) -> None:
         first, second = wrap(context), wrap(context)

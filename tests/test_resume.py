@@ -44,6 +44,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "all-reduce": {"groups": "world"},
     "averaged buffers": {"buffers": "average"},
     "broadcast buffers": {"buffers": "broadcast"},
+    "auto": {"wire": "auto", "wire_budget": 1.04},
 }
 
 State = dict[str, torch.Tensor]
@@ -127,20 +128,20 @@ def unbroken(start: Start) -> list[State]:
     return run_ranks(SIZE, work)
 
 
-def checkpoints(start: Start) -> list[bytes]:
+def checkpoints(start: Start, stop: int = STOP) -> list[bytes]:
     def work(context: Context) -> bytes:
         training = start(context)
-        training.run(0, STOP)
+        training.run(0, stop)
         return training.save()
 
     return run_ranks(SIZE, work)
 
 
-def resumed(start: Start, saved: list[bytes]) -> list[State]:
+def resumed(start: Start, saved: list[bytes], stop: int = STOP) -> list[State]:
     def work(context: Context) -> State:
         training = start(context)
         training.load(saved[training.rank])
-        training.run(STOP, NUM_STEPS)
+        training.run(stop, NUM_STEPS)
         return training.final()
 
     return run_ranks(SIZE, work)
@@ -179,12 +180,19 @@ def test_resumed_training_equals_one_that_never_stopped_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    "name", ["crossover", "sequential", "exact averages", "averaged buffers", "broadcast buffers"]
+    "name",
+    ["crossover", "sequential", "exact averages", "averaged buffers", "broadcast buffers", "auto"],
 )
 def test_mode_fused_resumes_bit_for_bit(name: str) -> None:
     by_optimizer = name == "sequential"
     start = starts(GossipConfig(overlap="fused", **CONFIGS[name]), by_optimizer=by_optimizer)
     assert_same_bits(resumed(start, checkpoints(start)), unbroken(start))
+
+
+@pytest.mark.parametrize("stop", [3, 4, 6])
+def test_measured_levels_resume_from_every_place_of_a_window(stop: int) -> None:
+    start = starts(GossipConfig(overlap="none", wire="auto", wire_budget=1.04))
+    assert_same_bits(resumed(start, checkpoints(start, stop), stop), unbroken(start))
 
 
 def test_decentlam_resumes_bit_for_bit() -> None:

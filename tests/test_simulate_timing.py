@@ -41,6 +41,11 @@ def test_gossip_in_mode_fused_shows_the_segment_that_leaves_last() -> None:
     assert seconds(Method(), slow, "fused") == pytest.approx(0.3 + 0.6 - 0.2 * 2 / 3)
 
 
+def test_a_wire_that_changes_with_the_measurement_has_no_predicted_time() -> None:
+    with pytest.raises(InvalidArgument, match="wire: expected one of fp32, bf16, fp16, int8, got"):
+        seconds(Method(wire="auto"))
+
+
 def test_a_narrow_wire_pays_for_a_second_round() -> None:
     assert seconds(Method(wire="bf16", rounds_per_step=2)) == pytest.approx(0.3 + 0.12)
 

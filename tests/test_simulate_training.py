@@ -223,6 +223,20 @@ def test_a_narrow_wire_halves_the_bytes() -> None:
     assert outcome.models_sent == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("budget", [0.52, 1.04])
+def test_a_measured_wire_stays_within_its_budget(budget: float) -> None:
+    method = Method(wire="auto", wire_budget=budget)
+    outcome = train(TASK, method, RECIPE, workers=4, seed=0)
+    assert 0.9 * budget < outcome.models_sent <= budget
+
+
+def test_what_is_no_method_of_a_measured_wire_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="wire='auto': expected rounds_per_step=1, got 2"):
+        Method(wire="auto", rounds_per_step=2)
+    with pytest.raises(InvalidArgument, match=r"wire_budget: expected at least 0\.2578"):
+        Method(wire="auto", wire_budget=0.2)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_each_task_learns_a_little_in_a_few_steps(name: str) -> None:
     pytest.importorskip("sklearn", reason="the digits task needs scikit-learn")

@@ -132,7 +132,14 @@ def _method(topology: str, options: argparse.Namespace) -> Method:
 
 
 def _remedied(method: Method, options: argparse.Namespace) -> Method:
-    names = ("interval", "momentum_rule", "exact_every", "slow_momentum", "warm_up_steps")
+    names = (
+        "wire_budget",
+        "interval",
+        "momentum_rule",
+        "exact_every",
+        "slow_momentum",
+        "warm_up_steps",
+    )
     return replace(method, **{name: getattr(options, name) for name in names})
 
 
@@ -169,9 +176,11 @@ def _add_workers(parser: argparse.ArgumentParser, topologies: list[str], sizes: 
     parser.add_argument("--workers", nargs="+", type=int, default=sizes)
 
 
-def _add_method(parser: argparse.ArgumentParser, overlap: str) -> None:
+def _add_method(
+    parser: argparse.ArgumentParser, overlap: str, wires: Sequence[str] = WIRES
+) -> None:
     parser.add_argument("--overlap", choices=OVERLAPS, default=overlap)
-    parser.add_argument("--wire", choices=WIRES, default="fp32")
+    parser.add_argument("--wire", choices=wires, default="fp32")
     parser.add_argument("--rounds-per-step", type=int, default=1)
     parser.add_argument("--group", type=int, default=1, help="workers that average gradients")
 
@@ -187,7 +196,8 @@ def _add_consensus(parser: argparse.ArgumentParser) -> None:
 
 def _add_accuracy(parser: argparse.ArgumentParser) -> None:
     _add_workers(parser, ["allreduce", "crossover"], [8, 32, 128])
-    _add_method(parser, "none")
+    _add_method(parser, "none", (*WIRES, "auto"))
+    parser.add_argument("--wire-budget", type=float, default=0.52, help="of auto: fp32 rounds")
     parser.add_argument("--task", choices=TASKS, default="digits")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--global-batch", type=int, default=512)

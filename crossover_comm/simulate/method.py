@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from crossover_comm.config import WIRES, Wire
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.optim import warm_up_polynomial
 from crossover_comm.topology import Topology, topology_from
+from crossover_comm.wires import WIRES, WireChoice, levels_within
 
 __all__ = ["MOMENTUM_RULES", "ORDERS", "Method", "Order", "Recipe", "allreduce"]
 
@@ -27,7 +27,8 @@ class Method:
         topology: who exchanges with whom; None: gradients are all-reduced, replicas stay equal.
         order: ``"after"``: x <- W (x - lr d), the library's overlap modes none, forward and fused;
             ``"before"``: x <- W x - lr d with d taken at x, the library's mode backward.
-        wire: element type on the wire.
+        wire: element type on the wire; ``"auto"``: as the library chooses it.
+        wire_budget: of ``"auto"``: most bytes of a step, in fp32 rounds of the topology.
         rounds_per_step: draws mixed one after the other in a step.
         interval: steps from one mixing to the next; with ``complete`` this is local SGD.
         group: workers whose gradients are averaged exactly and which step as one.
@@ -45,7 +46,8 @@ class Method:
 
     topology: str | Topology | None = "crossover"
     order: Order = "after"
-    wire: Wire = "fp32"
+    wire: WireChoice = "fp32"
+    wire_budget: float = 0.52
     rounds_per_step: int = 1
     interval: int = 1
     group: int = 1
@@ -59,7 +61,7 @@ class Method:
             topology_from(self.topology)
         for name, value, known in (
             ("order", self.order, ORDERS),
-            ("wire", self.wire, WIRES),
+            ("wire", self.wire, (*WIRES, "auto")),
             ("momentum_rule", self.momentum_rule, MOMENTUM_RULES),
         ):
             if value not in known:
@@ -67,6 +69,12 @@ class Method:
         for name in ("rounds_per_step", "interval", "group"):
             if getattr(self, name) < 1:
                 raise InvalidArgument(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.wire == "auto":
+            levels_within(self.wire_budget)
+            if self.rounds_per_step != 1:
+                raise InvalidArgument(
+                    f"wire='auto': expected rounds_per_step=1, got {self.rounds_per_step}"
+                )
         if self.slow_momentum and not self.exact_every:
             raise InvalidArgument(
                 f"slow_momentum: {self.slow_momentum} needs exact_every, the steps between two of "
@@ -78,6 +86,8 @@ class Method:
         fields = {
             name: getattr(self, name) for name in self.__dataclass_fields__ if name != "topology"
         }
+        if self.wire != "auto":
+            del fields["wire_budget"]
         if self.topology is None:
             return {"topology": None, **fields}
         return {**topology_from(self.topology).describe(), **fields}

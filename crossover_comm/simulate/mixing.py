@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from crossover_comm import _C
-from crossover_comm.config import Wire
 from crossover_comm.simulate.draws import Exchange, Phase, draw, models_sent
-from crossover_comm.simulate.wires import MODEL_SHARE, quantized, wire_of
+from crossover_comm.simulate.wires import quantized, wire_of
+from crossover_comm.wires import MODEL_SHARE, Wire
 
 __all__ = ["Mixer"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from crossover_comm.errors import InvalidArgument
+from crossover_comm.simulate.auto_mixing import AnyMixer
 from crossover_comm.simulate.method import Method, Recipe
-from crossover_comm.simulate.mixing import Mixer
 
 __all__ = ["Stepper"]
 
@@ -36,7 +36,7 @@ class Stepper:
         method: Method,
         recipe: Recipe,
         x: Tensor,
-        mixer: Mixer | None,
+        mixer: AnyMixer | None,
         tensors: Sequence[tuple[int, int, int]],
     ) -> None:
         if recipe.lars and method.momentum_rule in ("quasi-global", "decentlam"):

@@ -32,8 +32,8 @@ from crossover_comm.config import Overlap
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.simulate.draws import Phase, draw
 from crossover_comm.simulate.method import Method
-from crossover_comm.simulate.wires import MODEL_SHARE
 from crossover_comm.topology import topology_from
+from crossover_comm.wires import MODEL_SHARE, WIRES
 
 __all__ = ["Cluster", "StepTime", "Workload", "allreduce_time", "gossip_time"]
 
@@ -192,6 +192,8 @@ class _Race:
         self._hosts = np.arange(size) // per_host
         topology = topology_from(method.topology)
         self._schedule = topology.schedule(size, seed, workload.num_segments)
+        if method.wire == "auto":
+            raise InvalidArgument(f"wire: expected one of {', '.join(WIRES)}, got 'auto'")
         share = MODEL_SHARE[method.wire]
         self._segment_bytes = workload.model_bytes * share / workload.num_segments
         self.card_bytes = 0.0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossover_comm.errors import InvalidArgument
+from crossover_comm.simulate.auto_mixing import AnyMixer, AutoMixer
 from crossover_comm.simulate.method import Method, Recipe
 from crossover_comm.simulate.mixing import Mixer
 from crossover_comm.simulate.replicas import Replicas
@@ -121,15 +122,17 @@ def _num_replicas(method: Method, recipe: Recipe, workers: int) -> int:
     return 1 if method.topology is None else workers // method.group
 
 
-def _mixer(method: Method, replicas: Replicas, seed: int) -> Mixer | None:
+def _mixer(method: Method, replicas: Replicas, seed: int) -> AnyMixer | None:
     size = len(replicas.x)
     if method.topology is None or size == 1:
         return None
     schedule = topology_from(method.topology).schedule(size, seed, len(replicas.segments))
+    if method.wire == "auto":
+        return AutoMixer(schedule, replicas.segments, method.wire_budget)
     return Mixer(schedule, replicas.segments, method.wire)
 
 
-def _models_sent(method: Method, recipe: Recipe, workers: int, mixer: Mixer | None) -> float:
+def _models_sent(method: Method, recipe: Recipe, workers: int, mixer: AnyMixer | None) -> float:
     """Mean over steps and workers; a ring all-reduce moves 2 (n - 1) / n models.
 
     In a group each member gossips its own 1/g of the model, beside the all-reduce of gradients.

@@ -1,4 +1,4 @@
-"""What a wire's type makes of replicas, and what it costs."""
+"""What a wire's type makes of replicas."""
 
 from __future__ import annotations
 
@@ -9,20 +9,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from crossover_comm import _C
-from crossover_comm.config import Wire
+from crossover_comm.wires import BLOCK_NUMEL, Wire
 
-__all__ = ["MODEL_SHARE", "quantized", "wire_of"]
-
-BLOCK_NUMEL: Final = 128
-"""Elements of a segment that share a scale on the int8 wire; csrc/core/dtype.h."""
-
-MODEL_SHARE: Final[dict[Wire, float]] = {
-    "fp32": 1.0,
-    "bf16": 0.5,
-    "fp16": 0.5,
-    "int8": 0.25 + 1 / BLOCK_NUMEL,
-}
-"""Bytes of a model on the wire, in fp32 models."""
+__all__ = ["quantized", "wire_of"]
 
 _CASTS: Final[dict[Wire, torch.dtype]] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
