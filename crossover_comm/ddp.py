@@ -14,6 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from crossover_comm.collectives import broadcast_within
+from crossover_comm.comm_bucket import CommHook
+from crossover_comm.comm_hook import register_comm_hook, require_hook
 from crossover_comm.config import GossipConfig, resolve
 from crossover_comm.context import Context, joined_context, own_context
 from crossover_comm.ddp_arguments import (
@@ -28,6 +30,7 @@ from crossover_comm.ddp_arguments import (
     warn_of_check_reduction,
     without,
 )
+from crossover_comm.ddp_surface import PrivateSurface
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.hooks import RoundHooks, attach
 from crossover_comm.inputs import input_device, moved
@@ -40,7 +43,7 @@ from crossover_comm.uneven import ShadowHook, UnevenInputs, join_group
 __all__ = ["DistributedDataParallel"]
 
 
-class DistributedDataParallel(nn.Module, Joinable):
+class DistributedDataParallel(PrivateSurface, nn.Module, Joinable):
     """Trains a replica on each rank and gossips parameters; otherwise used as torch's DDP.
 
     Gradients stay local. Parameters move between ranks in rounds as ``GossipConfig.overlap`` says,
@@ -304,47 +307,38 @@ class DistributedDataParallel(nn.Module, Joinable):
     def broadcast_buffers(self, value: bool) -> None:
         self.forward_sync_buffers = value
 
-    @staticmethod
-    def _set_params_and_buffers_to_ignore_for_model(
-        module: nn.Module, params_and_buffers_to_ignore: Any
-    ) -> None:
-        """Leaves parameters and buffers of these names out of everything; before wrapping."""
-        module._ddp_params_and_buffers_to_ignore = params_and_buffers_to_ignore
-        ignore(module, frozenset(params_and_buffers_to_ignore))
-
-    @staticmethod
-    def _get_data_parallel_params(module: nn.Module, named_params: bool = False) -> Iterator[Any]:
-        """The parameters that are not ignored, or pairs of name and parameter."""
-        for name, p in module.named_parameters():
-            if not hasattr(p, "_ddp_ignored"):
-                yield (name, p) if named_params else p
-
     def will_sync_module_buffers(self) -> bool:
         """Whether buffers are exchanged after the start."""
         return self._hooks is not None and self._hooks.buffers is not None
 
-    def _set_static_graph(self) -> None:
-        """As the constructor's `static_graph`."""
-        self.static_graph = True
+    def register_comm_hook(self, state: Any, hook: CommHook) -> None:
+        """Lets a hook exchange gradients, or choose what gossip sends. A collective call; once.
 
-    def _get_ddp_logging_data(self) -> dict[str, Any]:
-        """What is gossiped and how, under torch's keys where it has them."""
-        launch = (self._context or own_context()).launch
-        parameters = self._gossiped_parameters()
-        return {
-            "world_size": launch.size,
-            "rank": launch.rank,
-            "module_name": type(self.module).__name__,
-            "backend_name": "crossover",
-            "device_ids": str(self.device_ids or ""),
-            "broadcast_buffers": int(self.forward_sync_buffers),
-            "find_unused_parameters": int(self.find_unused_parameters),
-            "gradient_as_bucket_view": int(self.gradient_as_bucket_view),
-            "static_graph": int(self.static_graph),
-            "num_parameter_tensors": len(parameters),
-            "total_parameter_size_bytes": sum(p.nbytes for p in parameters.values()),
-            "gossip": self._config.describe(),
-        }
+        In preset ``"allreduce"`` as in torch: ``hook(state, bucket)`` is called for each segment
+        when its gradients are there, communicates itself, and returns a future of the tensor that
+        is to replace ``bucket.buffer()``; nothing is divided by the number of ranks. Unlike torch,
+        a parameter that has a gradient on no rank keeps None.
+
+        Under gossip ``bucket.buffer()`` holds a copy of parameters, and what the hook returns, a
+        tensor or a future of one, is sent in their place: a round makes
+        ``x_i + sum_j w_ij (s_j - s_i)`` with ``s = hook(x)``, so that the mean is kept.
+
+        With one rank the hook is not called. A copy of the wrapper has none.
+
+        Args:
+            state: The hook's first argument.
+            hook: Gets it and a bucket with torch's ``buffer``, ``set_buffer``, ``index``,
+                ``is_last``, ``parameters``, ``gradients`` (the parts of the buffer), and
+                ``peers``, the ranks that this one exchanges the segment with.
+
+        Raises:
+            TypeError: It cannot be called.
+            InvalidArgument: There is a hook already, the ranks register unlike ones, or the
+                configuration has groups, shards or a push-sum topology.
+        """
+        require_hook(hook)
+        if self._hooks is not None:
+            register_comm_hook(self._hooks, state, hook)
 
     def __getattr__(self, name: str) -> Any:
         if name in ABSENT:

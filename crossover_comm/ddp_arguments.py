@@ -54,7 +54,6 @@ REFUSED: Final[Mapping[str, tuple[object, str]]] = {
 
 ABSENT: Final[Mapping[str, str]] = {
     "reducer": "segments of parameters, not buckets of gradients, are exchanged",
-    "register_comm_hook": "not supported; GossipConfig(wire=...) says what is sent",
     "scatter": "a process trains one replica on one device",
     "gather": "a process trains one replica on one device",
     "to_kwargs": "a process trains one replica on one device",

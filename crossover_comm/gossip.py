@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NoReturn
@@ -13,16 +12,25 @@ from torch import nn
 from crossover_comm import _C
 from crossover_comm.agreement import canonical_json
 from crossover_comm.auto_wire import AutoWire
+from crossover_comm.comm_bucket import ONCE, SentHook
 from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.context import Context
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.groups import Groups, within_groups
-from crossover_comm.layout import DTYPE_NAMES, is_sharded, local_of, require_disjoint
+from crossover_comm.layout import (
+    DTYPE_NAMES,
+    is_sharded,
+    layout_of,
+    local_of,
+    require_disjoint,
+    spell_layout,
+)
 from crossover_comm.segments import cut, describe, issue_order
 from crossover_comm.shards import awaited_at_root, require_shards
+from crossover_comm.versions import compiled_graphs_count_first, increment_versions
 from crossover_comm.wires import BLOCK_NUMEL, WIRE_DTYPES
 
-__all__ = ["Gossip", "increment_versions"]
+__all__ = ["Gossip"]
 
 
 class Gossip:
@@ -68,11 +76,12 @@ class Gossip:
         self._spans = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
         self.is_sharded = any(map(is_sharded, self.parameters))
         self.awaited = awaited_at_root(self.segments) if self.is_sharded else self.segments
-        self._layouts = [_layout(p) for p in self._held(self.parameters)]
+        self._layouts = [layout_of(p) for p in self._held(self.parameters)]
         self._addresses = [0] * len(self.parameters)
         self._versions = [0] * len(self.parameters)
         self._anchors = list[torch.Tensor](self.parameters)
         self._open: set[int] = set()
+        self._hook: SentHook | None = None
         self.device = context.placement.of(dict(zip(self._names, self.parameters, strict=True)))
         self.fingerprint: dict[str, object] = {
             "size": context.launch.size,
@@ -119,7 +128,10 @@ class Gossip:
         self.device.refuse_capture()
         self._note(slice(0, len(self.parameters)))
         self._begin(0)
-        self.context.engine.open_round(self.plan, self._addresses, self.device.stream())
+        if self._hook is not None:
+            for index in self.order:
+                self._hook.post(index, self.segments[index])
+        self.context.engine.open_round(self.plan, self._exchanged(), self.device.stream())
         self._open = set(range(len(self.segments)))
 
     def open_segment(self, index: int) -> None:
@@ -133,6 +145,8 @@ class Gossip:
         self._note(span)
         addresses = self._addresses[span]
         self._begin(index)
+        if self._hook is not None:
+            addresses = self._hook.post(index, self.segments[index])
         self.context.engine.open_segment(self.plan, index, addresses, self.device.stream())
         self._open.add(index)
 
@@ -148,7 +162,10 @@ class Gossip:
         self.device.refuse_capture()
         for index in self._open:
             self._require_untouched(index)
-        self.context.engine.close_round(self.plan, self._addresses, self.device.stream())
+        self.context.engine.close_round(self.plan, self._exchanged(), self.device.stream())
+        if self._hook is not None:
+            for index in self._open:
+                self._hook.mixed(index, self.segments[index].parameters)
         increment_versions([p for index in self._open for p in self.segments[index].parameters])
         mixed = sorted(self._open)
         self._open.clear()
@@ -169,17 +186,36 @@ class Gossip:
         if index not in self._open:
             return False
         self.device.refuse_capture()
-        is_counted = tensors is not None and _compiled_graphs_count_first()
+        is_counted = tensors is not None and compiled_graphs_count_first()
         self._require_untouched(index, num_expected=int(is_counted))
-        if tensors is None:
+        if self._hook is not None:
+            addresses = self._hook.addresses(index)
+        elif tensors is None:
             addresses = self._addresses[self._spans[index]]
         else:
             addresses = [t.data_ptr() for t in self._held(tensors)]
         self.context.engine.wait_segment(self.plan, index, addresses, self.device.stream())
+        if self._hook is not None:
+            self._hook.mixed(index, tensors or self.segments[index].parameters)
         increment_versions(tensors or self.segments[index].parameters)
         self._open.discard(index)
         self._mixed([index])
         return True
+
+    def send_by(self, hook: SentHook) -> None:
+        """From now on what is sent is what the hook makes of parameters. No round is open."""
+        if self._hook is not None:
+            raise InvalidArgument(f"register_comm_hook {ONCE}")
+        self._hook = hook
+
+    def peers_of(self, index: int) -> tuple[int, ...]:
+        """The ranks that this one exchanges a segment with in its next round, ascending."""
+        rank = self.context.launch.rank
+        numel = sum(p.numel() for p in self.segments[index].parameters)
+        phases = self._schedule.program(self.round(index), index, numel, rank)
+        partners = {to for sends, _ in phases for to, *_ in sends}
+        partners |= {source for _, receives in phases for source, *_ in receives}
+        return tuple(sorted(partners - {rank}))
 
     def name_of(self, parameter: torch.Tensor) -> str:
         """The name of a gossiped parameter."""
@@ -236,6 +272,8 @@ class Gossip:
         self._open.clear()
         if self._auto is not None:
             self._auto.load_state_dict(state["levels"], state["round"])
+        if self._hook is not None:
+            self._hook.forget()
         self.plan = self._add_plan(state["round"])
         self.companions = [self._add_plan(state["round"]) for _ in self.companions]
 
@@ -307,6 +345,12 @@ class Gossip:
         if self._auto is not None:
             self._auto.mixed(segments, self.plan)
 
+    def _exchanged(self) -> list[int]:
+        """Addresses of what is posted: the parameters', or those of what a hook sends for them."""
+        if self._hook is None:
+            return self._addresses
+        return self._hook.addresses_among(self._addresses, self._spans)
+
     def _note(self, span: slice) -> None:
         """Takes note of where parameters are and of what was written to them."""
         parameters = self.parameters[span]
@@ -319,10 +363,10 @@ class Gossip:
         """Takes note of new addresses and keeps the memory alive for the progress thread."""
         held = self._held(self.parameters[span])
         for name, p, layout in zip(self._names[span], held, self._layouts[span], strict=True):
-            if _layout(p) != layout:
+            if layout_of(p) != layout:
                 self.fail(
-                    f"parameter '{name}': expected {_spell(layout)} as at the start, "
-                    f"got {_spell(_layout(p))}; wrap the model again after changing it"
+                    f"parameter '{name}': expected {spell_layout(layout)} as at the start, "
+                    f"got {spell_layout(layout_of(p))}; wrap the model again after changing it"
                 )
         everything = self._held(self.parameters)
         require_disjoint(dict(zip(self._names, everything, strict=True)))
@@ -353,40 +397,3 @@ class Gossip:
             "crossover_comm.synchronize(model) before writing parameters (SAM, EMA swap, "
             "clamping, load_state_dict)"
         )
-
-
-_Layout = tuple[torch.dtype, torch.device, tuple[int, ...], tuple[int, ...]]
-
-
-def _layout(tensor: torch.Tensor) -> _Layout:
-    return tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride()
-
-
-def _spell(layout: _Layout) -> str:
-    dtype, device, shape, stride = layout
-    return f"{str(dtype).removeprefix('torch.')} of shape {shape}, strides {stride} on {device}"
-
-
-def increment_versions(tensors: Sequence[torch.Tensor]) -> None:
-    """Tells autograd of a write that it did not see."""
-    if _increment_version_takes_many():
-        torch.autograd.graph.increment_version(tensors)
-        return
-    for tensor in tensors:
-        torch.autograd.graph.increment_version(tensor)
-
-
-@functools.cache
-def _compiled_graphs_count_first() -> bool:
-    """Whether a compiled graph counts its writes before it runs: those of torch 2.4 do not."""
-    return not torch.__version__.startswith("2.4.")
-
-
-@functools.cache
-def _increment_version_takes_many() -> bool:
-    """torch 2.4 takes one tensor; later ones take any number."""
-    try:
-        torch.autograd.graph.increment_version([torch.empty(0)])
-    except (RuntimeError, TypeError):
-        return False
-    return True

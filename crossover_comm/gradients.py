@@ -18,14 +18,16 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from crossover_comm import _C
+from crossover_comm.comm_bucket import ONCE, GradientHook
 from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.errors import InvalidArgument
-from crossover_comm.gossip import Gossip, increment_versions
+from crossover_comm.gossip import Gossip
 from crossover_comm.groups import Groups
 from crossover_comm.layout import DTYPE_NAMES
 from crossover_comm.rounds import GradientRule
 from crossover_comm.rule_state import load_rule_state, rule_state
 from crossover_comm.segments import issue_order
+from crossover_comm.versions import increment_versions
 from crossover_comm.wires import WIRE_DTYPES
 
 __all__ = ["GradientAverager", "copy_from_roots"]
@@ -89,6 +91,7 @@ class GradientAverager:
             torch.empty(len(s.parameters) + 1, dtype=s.dtype, device=gossip.device.device)
             for s in segments
         ]
+        self._hook: GradientHook | None = None
         self._missing: list[set[int]] = []
         self._posted: dict[int, _Posted] = {}
         self._has_begun = False
@@ -96,19 +99,7 @@ class GradientAverager:
         self.watch: Callable[[Any], None] = torch.compiler.disable(_watcher(weakref.ref(self)))
         """Takes the outputs of a forward of the whole model, whose backward is averaged."""
         self._schedule = _C.group_average_schedule(groups, config.hierarchy == "root")
-        self._plan = _C.SegmentPlan(
-            [
-                (
-                    s.name,
-                    DTYPE_NAMES[s.dtype],
-                    [*(p.numel() for p in s.parameters), len(s.parameters) + 1],
-                    [*(f"{name}.grad" for name in s.tensors), "(which are there)"],
-                )
-                for s in segments
-            ],
-            WIRE_DTYPES[config.wire],
-            self._order,
-        )
+        self._wire = WIRE_DTYPES[config.wire]
         self.plan = self._add_plan(0)
 
     def forward_seen(self, grad_enabled: bool, *, synced: bool, recomputing: bool) -> None:
@@ -160,6 +151,21 @@ class GradientAverager:
         finally:
             self._is_shadow = False
 
+    def exchange_by(self, hook: GradientHook) -> None:
+        """From now on the hook exchanges gradients, and only which are there is exchanged here.
+
+        A collective call outside of any backward. It is the hook that divides.
+
+        Raises:
+            InvalidArgument: There is one already.
+        """
+        if self._hook is not None:
+            raise InvalidArgument(f"register_comm_hook {ONCE}")
+        first_round = self.num_averages
+        self.remove()
+        self._hook = hook
+        self.plan = self._add_plan(first_round)
+
     @property
     def num_averages(self) -> int:
         """How many have been begun."""
@@ -181,8 +187,15 @@ class GradientAverager:
         self._engine.remove_plan(self.plan)
 
     def _add_plan(self, first_round: int) -> int:
+        segments = []
+        for s in self._segments:
+            numels, names = [len(s.parameters) + 1], ["(which are there)"]
+            if self._hook is None:
+                numels = [*(p.numel() for p in s.parameters), *numels]
+                names = [*(f"{name}.grad" for name in s.tensors), *names]
+            segments.append((s.name, DTYPE_NAMES[s.dtype], numels, names))
         return self._gossip.context.add_plan(
-            self._plan,
+            _C.SegmentPlan(segments, self._wire, self._order),
             self._schedule,
             first_round,
             self._gossip.device.handle,
@@ -202,6 +215,8 @@ class GradientAverager:
         self._missing = [{id(p) for p in s.parameters} for s in self._segments]
         self._posted = {}
         self._has_begun = False
+        if self._hook is not None:
+            self._hook.forget()
 
     def _finish(self) -> None:
         for index in self._order[self._num_posted :]:
@@ -232,8 +247,11 @@ class GradientAverager:
         tensors.append(flags)
         if self.round_begins is not None and not self._posted:
             self.round_begins(self.num_averages + 1)
+        if self._hook is not None:
+            place = self._order.index(index)
+            self._hook.post((place, place + 1 == len(self._order)), segment, tensors[:-1])
         self._posted[index] = _Posted(tensors, [t._version for t in tensors], absent, sparse)
-        addresses = [t.data_ptr() for t in tensors]
+        addresses = self._addresses(tensors)
         self._engine.open_segment(self.plan, index, addresses, self._gossip.device.stream())
 
     @torch.no_grad()
@@ -244,19 +262,25 @@ class GradientAverager:
                 f"segment '{self._segments[index].name}': a gradient was written while it was "
                 'being averaged; write gradients after the backward, or use overlap="none"'
             )
-        addresses = [t.data_ptr() for t in posted.tensors]
+        addresses = self._addresses(posted.tensors)
         self._engine.wait_segment(self.plan, index, addresses, self._gossip.device.stream())
+        if self._hook is not None:
+            self._hook.wait(self._order.index(index), posted.tensors[:-1])
         increment_versions(posted.tensors)
         if self._is_shadow:
             return
         for i, p in posted.absent:
             if self._flags[index][i] > 0:
                 p.grad = posted.tensors[i]
-        if not self.divides_by_size:
+        if not self.divides_by_size and self._hook is None:
             num_with_data = round(float(self._flags[index][-1]) * self._size)
             torch._foreach_mul_(posted.tensors, self._size / num_with_data)
         for i, p, num_dims in posted.sparse:
             p.grad = posted.tensors[i].to_sparse(num_dims)
+
+    def _addresses(self, tensors: list[torch.Tensor]) -> list[int]:
+        """Of what the engine exchanges."""
+        return [t.data_ptr() for t in (tensors if self._hook is None else tensors[-1:])]
 
     def _fail_twice(self, index: int, parameter: torch.Tensor) -> None:
         segment = self._segments[index]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -15,11 +15,14 @@ from crossover_comm.errors import InvalidArgument
 
 __all__ = [
     "DTYPE_NAMES",
+    "Layout",
     "is_dense",
     "is_sharded",
+    "layout_of",
     "local_of",
     "require_disjoint",
     "require_exchangeable",
+    "spell_layout",
 ]
 
 DTYPE_NAMES: Final[Mapping[torch.dtype, str]] = {
@@ -29,6 +32,8 @@ DTYPE_NAMES: Final[Mapping[torch.dtype, str]] = {
     torch.bfloat16: "bfloat16",
 }
 """The element types that the engine knows, under its names."""
+
+Layout: TypeAlias = tuple[torch.dtype, torch.device, tuple[int, ...], tuple[int, ...]]
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
@@ -44,6 +49,17 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
     """What of it lies on this rank: the local part of a DTensor, else the tensor itself."""
     local: torch.Tensor = tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return local
+
+
+def layout_of(tensor: torch.Tensor) -> Layout:
+    """How a tensor lies in memory, but for its address."""
+    return tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride()
+
+
+def spell_layout(layout: Layout) -> str:
+    """For messages."""
+    dtype, device, shape, stride = layout
+    return f"{str(dtype).removeprefix('torch.')} of shape {shape}, strides {stride} on {device}"
 
 
 def is_dense(tensor: torch.Tensor) -> bool:

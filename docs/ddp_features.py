@@ -185,8 +185,11 @@ METHODS: Final = [
     Feature(
         "register_comm_hook",
         "method",
-        "Absent, and the error says so: `GossipConfig(wire=)` says what is sent.",
-        "test_ddp_surface.py::test_a_member_without_counterpart_says_why",
+        "Preset `allreduce`: as in torch, with torch's own hooks too; a parameter without a "
+        "gradient on any rank keeps None. Under gossip the hook says what is sent in place of "
+        "parameters: `x_i + sum_j w_ij (s_j - s_i)`, `s = hook(x)`. Not called with one rank; not "
+        "with several groups, push-sum or shards. Buckets have `peers()` too.",
+        "test_comm_hook.py::test_gossip_sends_what_the_hook_makes_of_parameters",
     ),
     Feature(
         "scatter, gather, to_kwargs",

@@ -12,7 +12,7 @@ from models import mlp
 from ranks import assert_states_close, run_ranks, state_of
 from torch import nn
 
-from crossover_comm import gossip as gossip_module
+from crossover_comm import versions
 from crossover_comm.config import GossipConfig
 from crossover_comm.context import Context
 from crossover_comm.ddp import DistributedDataParallel
@@ -43,12 +43,12 @@ def version_of(model: nn.Module) -> list[int]:
 @pytest.fixture(params=[True, False], ids=["many at once", "one by one"])
 def _increments(request: pytest.FixtureRequest) -> Iterator[None]:
     """Both forms of torch.autograd.graph.increment_version, whatever this torch has."""
-    original = gossip_module._increment_version_takes_many
+    original = versions._increment_version_takes_many
     if request.param and not original():
         pytest.skip("this torch increments one version at a time")
-    gossip_module._increment_version_takes_many = lambda: bool(request.param)  # type: ignore
+    versions._increment_version_takes_many = lambda: bool(request.param)  # type: ignore
     yield
-    gossip_module._increment_version_takes_many = original
+    versions._increment_version_takes_many = original
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, TypeError])
@@ -60,7 +60,7 @@ def test_a_torch_that_increments_one_version_at_a_time_is_recognised(
             raise error("expected a tensor")
 
     monkeypatch.setattr(torch.autograd.graph, "increment_version", increment_version)
-    takes_many = gossip_module._increment_version_takes_many.__wrapped__
+    takes_many = versions._increment_version_takes_many.__wrapped__
     assert takes_many() == (error is None)
 
 
