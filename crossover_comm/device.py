@@ -87,8 +87,8 @@ class ModelDevice:
         return 0 if self.handle is None else current_stream(self.device)
 
     def refuse_capture(self) -> None:
-        """Raises InvalidArgument while a CUDA graph is captured on the current stream."""
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        """Raises InvalidArgument while a model on a GPU is captured into a CUDA graph."""
+        if self.handle is not None and torch.cuda.is_current_stream_capturing():
             raise InvalidArgument(
                 "a CUDA graph is being captured: its replay runs no hooks, so that nothing would "
                 "be exchanged; capture the model without crossover_comm's wrapper"

@@ -25,6 +25,7 @@ from crossover_comm.partial_step import (
     require_separable,
     step_group,
 )
+from crossover_comm.planned import holds_same
 from crossover_comm.rounds import StepRule
 
 __all__ = ["FusedSteps"]
@@ -87,7 +88,7 @@ class FusedSteps:
         """
         known = self._bound_to(optimizer)
         if known is not None:
-            if _are_same(known.groups, optimizer):
+            if holds_same(known.groups, optimizer):
                 return
             self._bound.remove(known)
         try:
@@ -273,10 +274,3 @@ def _in_scaler_step() -> bool:
             return bool(frame.f_locals["self"].is_enabled())
         frame = frame.f_back
     return False
-
-
-def _are_same(groups: list[list[torch.Tensor]], optimizer: Optimizer) -> bool:
-    given = [group["params"] for group in optimizer.param_groups]
-    return list(map(len, groups)) == list(map(len, given)) and all(
-        all(map(is_, own, others)) for own, others in zip(groups, given, strict=True)
-    )

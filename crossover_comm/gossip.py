@@ -17,17 +17,11 @@ from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.context import Context
 from crossover_comm.errors import InvalidArgument
 from crossover_comm.groups import Groups, within_groups
-from crossover_comm.layout import (
-    DTYPE_NAMES,
-    is_sharded,
-    layout_of,
-    local_of,
-    require_disjoint,
-    spell_layout,
-)
+from crossover_comm.layout import DTYPE_NAMES
+from crossover_comm.posted import PostedMemory
 from crossover_comm.segments import cut, describe, issue_order
 from crossover_comm.shards import awaited_at_root, require_shards
-from crossover_comm.versions import compiled_graphs_count_first, increment_versions
+from crossover_comm.versions import addresses_of, compiled_graphs_count_first, increment_versions
 from crossover_comm.wires import BLOCK_NUMEL, WIRE_DTYPES
 
 __all__ = ["Gossip"]
@@ -74,12 +68,9 @@ class Gossip:
         self._names = tuple(name for segment in self.segments for name in segment.tensors)
         ends = list(accumulate(len(segment.tensors) for segment in self.segments))
         self._spans = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
-        self.is_sharded = any(map(is_sharded, self.parameters))
+        self._memory = PostedMemory(self._names, self.parameters)
+        self.is_sharded = self._memory.is_sharded
         self.awaited = awaited_at_root(self.segments) if self.is_sharded else self.segments
-        self._layouts = [layout_of(p) for p in self._held(self.parameters)]
-        self._addresses = [0] * len(self.parameters)
-        self._versions = [0] * len(self.parameters)
-        self._anchors = list[torch.Tensor](self.parameters)
         self._open: set[int] = set()
         self._hook: SentHook | None = None
         self.device = context.placement.of(dict(zip(self._names, self.parameters, strict=True)))
@@ -143,7 +134,7 @@ class Gossip:
         self.device.refuse_capture()
         span = self._spans[index]
         self._note(span)
-        addresses = self._addresses[span]
+        addresses = self._memory.addresses[span]
         self._begin(index)
         if self._hook is not None:
             addresses = self._hook.post(index, self.segments[index])
@@ -160,8 +151,9 @@ class Gossip:
         if not self._open:
             return []
         self.device.refuse_capture()
-        for index in self._open:
-            self._require_untouched(index)
+        if self._memory.touched(slice(0, len(self.parameters))) is not None:
+            for index in self._open:
+                self._require_untouched(index)
         self.context.engine.close_round(self.plan, self._exchanged(), self.device.stream())
         if self._hook is not None:
             for index in self._open:
@@ -191,9 +183,9 @@ class Gossip:
         if self._hook is not None:
             addresses = self._hook.addresses(index)
         elif tensors is None:
-            addresses = self._addresses[self._spans[index]]
+            addresses = self._memory.addresses[self._spans[index]]
         else:
-            addresses = [t.data_ptr() for t in self._held(tensors)]
+            addresses = addresses_of(self._memory.held(tensors))
         self.context.engine.wait_segment(self.plan, index, addresses, self.device.stream())
         if self._hook is not None:
             self._hook.mixed(index, tensors or self.segments[index].parameters)
@@ -291,7 +283,7 @@ class Gossip:
                 (
                     segment.name,
                     DTYPE_NAMES[segment.dtype],
-                    [p.numel() for p in self._held(segment.parameters)],
+                    [p.numel() for p in self._memory.held(segment.parameters)],
                     segment.tensors,
                 )
                 for segment in self.segments
@@ -348,51 +340,23 @@ class Gossip:
     def _exchanged(self) -> list[int]:
         """Addresses of what is posted: the parameters', or those of what a hook sends for them."""
         if self._hook is None:
-            return self._addresses
-        return self._hook.addresses_among(self._addresses, self._spans)
+            return self._memory.addresses
+        return self._hook.addresses_among(self._memory.addresses, self._spans)
 
     def _note(self, span: slice) -> None:
-        """Takes note of where parameters are and of what was written to them."""
-        parameters = self.parameters[span]
-        addresses = [p.data_ptr() for p in self._held(parameters)]
-        if addresses != self._addresses[span]:
-            self._anchor(span, addresses)
-        self._versions[span] = [p._version for p in parameters]
-
-    def _anchor(self, span: slice, addresses: list[int]) -> None:
-        """Takes note of new addresses and keeps the memory alive for the progress thread."""
-        held = self._held(self.parameters[span])
-        for name, p, layout in zip(self._names[span], held, self._layouts[span], strict=True):
-            if layout_of(p) != layout:
-                self.fail(
-                    f"parameter '{name}': expected {spell_layout(layout)} as at the start, "
-                    f"got {spell_layout(layout_of(p))}; wrap the model again after changing it"
-                )
-        everything = self._held(self.parameters)
-        require_disjoint(dict(zip(self._names, everything, strict=True)))
-        self._anchors[span] = [p.detach() for p in held]
-        self._addresses[span] = addresses
+        wrong = self._memory.note(span)
+        if wrong is not None:
+            self.fail(wrong)
 
     def _require_untouched(self, index: int, num_expected: int = 0) -> None:
         """Raises if a parameter was moved, or written more often than autograd may know of."""
-        span = self._spans[index]
-        parameters = self.segments[index].parameters
-        if [p._version for p in parameters] == self._versions[span] and [
-            p.data_ptr() for p in self._held(parameters)
-        ] == self._addresses[span]:
-            return
-        for i, p in enumerate(parameters, span.start):
-            is_moved = local_of(p).data_ptr() != self._addresses[i]
-            if is_moved or p._version - self._versions[i] > num_expected:
-                self._raise_touched(index, i, "moved" if is_moved else "written")
+        touched = self._memory.touched(self._spans[index], num_expected)
+        if touched is not None:
+            self._raise_touched(index, touched)
 
-    def _held(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """What of them lies on this rank."""
-        return [local_of(t) for t in tensors] if self.is_sharded else tensors
-
-    def _raise_touched(self, index: int, tensor: int, what: str) -> NoReturn:
+    def _raise_touched(self, index: int, what: str) -> NoReturn:
         self.fail(
-            f"segment '{self.segments[index].name}', parameter '{self._names[tensor]}': {what} "
+            f"segment '{self.segments[index].name}', {what} "
             f"between post (round {self.round(index)}) and mix; call "
             "crossover_comm.synchronize(model) before writing parameters (SAM, EMA swap, "
             "clamping, load_state_dict)"

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import gc
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NoReturn
 
 import torch
@@ -23,6 +23,7 @@ from crossover_comm.gossip import Gossip
 from crossover_comm.gradients import GradientAverager, copy_from_roots
 from crossover_comm.groups import groups_of, hosts
 from crossover_comm.live import LiveObjects
+from crossover_comm.loop_events import LoopEvents, in_backward
 from crossover_comm.planned import PlannedParameters
 from crossover_comm.remedies import remedies_for
 from crossover_comm.resume import TrainingState
@@ -52,7 +53,6 @@ class RoundHooks:
         overlap: The mode, `config`'s or the wrapper's default.
 
     Attributes:
-        synced: Whether forwards now, and their backwards, count for a round: ``no_sync`` clears it.
         buffers: What exchanges buffers; None: they are local.
         is_told_of_forwards: Whether its holder is to tell of each forward of the whole model.
 
@@ -80,12 +80,13 @@ class RoundHooks:
             copy_from_roots(self.gossip, groups)
         awaits_in_forward = overlap in ("forward", "fused")
         gossips = groups is None or len(groups) > 1
-        self._rule = rule_for(
+        rule = rule_for(
             overlap,
             gossips=gossips,
             early=config.momentum == "decentlam",
             interval=config.interval,
         )
+        self._events = LoopEvents(rule)
         self._remedies = remedies_for(self.gossip, config)
         self.buffers: Buffers | None = buffers_for(self.gossip, config, overlap)
         self.is_told_of_forwards = not awaits_in_forward or self.buffers is not None
@@ -93,16 +94,15 @@ class RoundHooks:
             self._remedies = (*self._remedies, self.buffers)
         self._fused: FusedSteps | None = None
         if overlap == "fused":
-            assert isinstance(self._rule, EveryNthRound)
-            assert isinstance(self._rule.every, StepRule)
-            self._fused = FusedSteps(self.gossip, self._rule.every)
+            assert isinstance(rule, EveryNthRound)
+            assert isinstance(rule.every, StepRule)
+            self._fused = FusedSteps(self.gossip, rule.every)
         self._nesting = StepNesting()
         self._awaited = AwaitedSteps(self.gossip.parameters)
-        parts = (self.gossip, self.gradients, self._rule, self._awaited, self._remedies)
+        parts = (self.gossip, self.gradients, rule, self._awaited, self._remedies)
         self._state = TrainingState(*parts)
-        self._stepping: set[int] = set()
+        self._stepping: Set[int] = frozenset()
         self._round_begins: Callable[[int], None] | None = None
-        self.synced = True
         self._known = {id(p) for p in self.gossip.parameters}
         self._planned = PlannedParameters(self.gossip, self._known, mixes=gossips)
         self.forward_begins = torch.compiler.disable(weakly(self._forward_begins))
@@ -128,6 +128,15 @@ class RoundHooks:
         if self._fused is not None:
             self._fused.bind(optimizer)
 
+    @property
+    def synced(self) -> bool:
+        """Whether forwards now, and their backwards, count for a round: ``no_sync`` clears it."""
+        return self._events.synced
+
+    @synced.setter
+    def synced(self, synced: bool) -> None:
+        self._events.synced = synced
+
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
         """Backwards of forwards inside count for no round, as with DDP's ``no_sync``."""
@@ -140,21 +149,23 @@ class RoundHooks:
 
     def synchronize(self) -> None:
         """Closes the open round; runs the one that a skipped step has left owing."""
-        self._do(self._rule.synchronize())
+        self._do(self._events.synchronize())
 
     @property
     def num_rounds(self) -> int:
         """Rounds opened so far, those that `interval` leaves out too, or averages of gradients."""
-        return self._rule.num_rounds if self.gradients is None else self.gradients.num_averages
+        return self._events.num_rounds if self.gradients is None else self.gradients.num_averages
 
     def shadow_step(self) -> None:
         """Takes part in a step of the others: no optimizer steps, gradients count as zero."""
-        self._do(self._rule.forward(grad_enabled=True, synced=True, recomputing=False))
+        before, self.synced = self.synced, True
+        self._do(self._events.forward(grad_enabled=True, recomputing=False))
         self.exchange_buffers()
-        self._rule.backward(synced=True)
+        self._events.backward()
+        self.synced = before
         if self.gradients is not None:
             self.gradients.shadow()
-        self._do(self._rule.step_begin(closure=False) + self._rule.step_end(complete=True))
+        self._do(self._events.step_begin(closure=False) + self._events.step_end(complete=True))
         if self._fused is not None:
             self._fused.step_ends()
 
@@ -172,6 +183,7 @@ class RoundHooks:
 
     def load_state_dict(self, state: Mapping[str, Any], optimizer: Optimizer | None = None) -> None:
         """As :meth:`TrainingState.load_state_dict`."""
+        self._events.catch_up()
         self._state.load_state_dict(state, optimizer)
 
     def gossips(self, parameters: Iterable[torch.Tensor]) -> bool:
@@ -186,18 +198,15 @@ class RoundHooks:
                 self._fused.forward_seen()
         if self.gradients is not None:
             self.gradients.forward_seen(grad_enabled, synced=self.synced, recomputing=recomputing)
-        self._do(
-            self._rule.forward(
-                grad_enabled=grad_enabled, synced=self.synced, recomputing=recomputing
-            )
-        )
+        self._do(self._events.forward(grad_enabled=grad_enabled, recomputing=recomputing))
 
     def await_segment(
         self, index: int, grad_enabled: bool, tensors: Sequence[torch.Tensor] | None
     ) -> None:
         """Called where a forward is about to read a segment."""
-        recomputing = _in_backward()
-        self.forward_seen(grad_enabled, recomputing=recomputing)
+        recomputing = in_backward()
+        if recomputing or not self._events.in_known_forward or self.gradients is not None:
+            self.forward_seen(grad_enabled, recomputing=recomputing)
         if recomputing and self._fused is not None:
             self._fused.require_unstepped(index)
         if not recomputing and self.gossip.wait_segment(index, tensors):
@@ -205,7 +214,7 @@ class RoundHooks:
 
     def gradient_seen(self, parameter: torch.Tensor) -> None:
         """Called when a gradient has been accumulated, from whichever thread runs the backward."""
-        self._rule.backward(synced=self.synced)
+        self._events.backward()
         if self.gradients is not None:
             self.gradients.gradient_seen(parameter, synced=self.synced)
         if self._fused is not None:
@@ -222,7 +231,7 @@ class RoundHooks:
         self._stepping = held
         if self.gradients is not None:
             self.gradients.step_begins()
-        actions = self._rule.step_begin(closure=closure)
+        actions = self._events.step_begin(closure=closure)
         for remedy in self._remedies:
             remedy.step_begins(optimizer, closure=closure, exchanges=bool(actions))
         if self._fused is None:  # it has closed what is written, and keeps open what is stepped
@@ -237,7 +246,7 @@ class RoundHooks:
             return
         for remedy in self._remedies:
             remedy.after_step(optimizer)
-        self._do(self._rule.step_end(complete=self._awaited.stepped(self._stepping)))
+        self._do(self._events.step_end(complete=self._awaited.stepped(self._stepping)))
         if self._fused is not None:
             self._fused.step_ends()
 
@@ -249,7 +258,7 @@ class RoundHooks:
             self.gradients.round_begins = begins
 
     def _forward_begins(self) -> None:
-        recomputing = _in_backward()
+        recomputing = in_backward()
         self.forward_seen(torch.is_grad_enabled(), recomputing=recomputing)
         if not recomputing:
             self.exchange_buffers()
@@ -288,8 +297,9 @@ class RoundHooks:
             remedy.mixed(index, tensors or self.gossip.segments[index].parameters)
 
     def _register(self, awaits_in_forward: bool) -> list[RemovableHandle]:
-        ref = weakref.ref(self)
-        on_gradient = _gradient_hook(ref)
+        on_gradient = self._events.gradient_hook
+        if self._fused is not None or self.gradients is not None:
+            on_gradient = weakly(self.gradient_seen)
         handles = [
             p.register_post_accumulate_grad_hook(on_gradient) for p in self.gossip.parameters
         ]
@@ -373,20 +383,6 @@ def _already_gossiped(parameters: Mapping[str, nn.Parameter]) -> str | None:
     """The name of the first that is gossiped."""
     taken = {id(p) for hooks in _live for p in hooks.gossip.parameters}
     return next((name for name, p in parameters.items() if id(p) in taken), None)
-
-
-def _in_backward() -> bool:
-    """Whether this thread is running a backward: what is called then is a recomputation."""
-    return torch._C._current_graph_task_id() != -1
-
-
-def _gradient_hook(ref: weakref.ref[RoundHooks]) -> Callable[[torch.Tensor], None]:
-    def on_gradient(parameter: torch.Tensor) -> None:
-        hooks = ref()
-        if hooks is not None:
-            hooks.gradient_seen(parameter)
-
-    return on_gradient
 
 
 def _call_all(calls: Sequence[Callable[[], None]]) -> None:

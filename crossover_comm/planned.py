@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Set
+from dataclasses import dataclass
+from operator import is_
 
 import torch
 from torch.optim import Optimizer
 
 from crossover_comm.gossip import Gossip
 
-__all__ = ["PlannedParameters"]
+__all__ = ["PlannedParameters", "holds_same"]
+
+
+def holds_same(groups: list[list[torch.Tensor]], optimizer: Optimizer) -> bool:
+    """Whether the parameter groups of `optimizer` are these, object by object."""
+    given = [group["params"] for group in optimizer.param_groups]
+    return list(map(len, groups)) == list(map(len, given)) and all(
+        all(map(is_, own, others)) for own, others in zip(groups, given, strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """An optimizer as it was when it was looked through."""
+
+    groups: list[list[torch.Tensor]]
+    ours: Set[int]
+    others: list[torch.Tensor]
+    trainable: list[bool]
+    """Whether each of `others` required a gradient."""
+
+    def is_true_of(self, optimizer: Optimizer) -> bool:
+        return [p.requires_grad for p in self.others] == self.trainable and holds_same(
+            self.groups, optimizer
+        )
 
 
 class PlannedParameters:
@@ -26,15 +53,23 @@ class PlannedParameters:
         self._known = known
         self._mixes = mixes
         self._foreign: set[int] = set()
+        self._seen = weakref.WeakKeyDictionary[Optimizer, _Seen]()
 
-    def held_by(self, optimizer: Optimizer) -> set[int]:
+    def held_by(self, optimizer: Optimizer) -> Set[int]:
         """The ids of the gossiped parameters in it; it may hold no unplanned ones of the model.
 
         Raises:
             InvalidArgument: Naming a parameter that was added, unfrozen or replaced after wrapping,
                 or the optimizer makes replicas equal by itself.
         """
-        held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+        seen = self._seen.get(optimizer)
+        if seen is None or not seen.is_true_of(optimizer):
+            seen = self._seen[optimizer] = self._look_through(optimizer)
+        return seen.ours
+
+    def _look_through(self, optimizer: Optimizer) -> _Seen:
+        groups = [list(group["params"]) for group in optimizer.param_groups]
+        held = {id(p): p for group in groups for p in group}
         ours = held.keys() & self._known
         if ours and self._mixes:
             self._refuse_redundancy(optimizer)
@@ -42,7 +77,8 @@ class PlannedParameters:
         strangers = [p for i, p in held.items() if p.requires_grad and i not in known]
         if strangers:
             self._require_foreign(strangers, bool(ours))
-        return ours
+        others = [p for i, p in held.items() if i not in ours]
+        return _Seen(groups, ours, others, [p.requires_grad for p in others])
 
     def _refuse_redundancy(self, optimizer: Optimizer) -> None:
         """Told by its name: its module exists only where torch has torch.distributed."""

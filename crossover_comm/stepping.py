@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import torch
 
@@ -47,18 +47,22 @@ class AwaitedSteps:
 
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
         self._parameters = {id(p): p for p in parameters}
-        self._stepped: set[int] = set()
-        self._awaited: set[int] = set()
-        self._idle: set[int] = set()
+        self._stepped: Set[int] = frozenset()
+        self._awaited: Set[int] = frozenset()
+        self._idle: Set[int] = frozenset()
 
-    def stepped(self, held: set[int]) -> bool:
+    def stepped(self, held: Set[int]) -> bool:
         """Takes note of a step; True if no parameter awaits another one.
 
         Args:
             held: The ids of the parameters that its optimizer holds.
         """
-        self._stepped |= held
-        self._idle -= held
+        self._stepped = self._stepped | held if self._stepped else held
+        if self._idle:
+            self._idle = self._idle - held
+        if len(self._stepped) == len(self._parameters):
+            self._awaited = frozenset()
+            return True
         others = self._parameters.keys() - self._stepped - self._idle
         self._awaited = {i for i in others if self._parameters[i].grad is not None}
         return not self._awaited
@@ -66,9 +70,8 @@ class AwaitedSteps:
     def round_begins(self) -> None:
         """The steps so far belong to a round that is over; those to come belong to another."""
         if self._stepped:
-            self._idle |= self._awaited
-            self._stepped.clear()
-            self._awaited.clear()
+            self._idle = self._idle | self._awaited
+            self._stepped = self._awaited = frozenset()
 
     def state_dict(self) -> dict[str, list[int]]:
         """Where it stands; parameters are told by their positions."""

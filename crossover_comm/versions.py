@@ -1,13 +1,26 @@
-"""What autograd counts of writes to a tensor, and how its ways differ between versions of torch."""
+"""Where tensors lie, what autograd counts of writes to them, and what torch 2.4 does otherwise."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 
-__all__ = ["compiled_graphs_count_first", "increment_versions"]
+__all__ = ["addresses_of", "compiled_graphs_count_first", "increment_versions", "versions_of"]
+
+_version_of = attrgetter("_version")
+
+
+def addresses_of(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """Of the first element of each."""
+    return list(map(torch.Tensor.data_ptr, tensors))
+
+
+def versions_of(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """How often autograd knows each to have been written."""
+    return list(map(_version_of, tensors))
 
 
 def increment_versions(tensors: Sequence[torch.Tensor]) -> None:

@@ -30,6 +30,7 @@ __all__ = ["GPU", "FakeGpu", "build_fake_gpu", "fake_gpu"]
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU = torch.device("cuda", 0)
+CAPTURES = "is_current_stream_capturing"
 BUILD_VARIABLE = "CROSSOVER_FAKE_CUDA_DIR"
 """Names a folder with the two libraries, built already."""
 
@@ -79,6 +80,7 @@ class FakeGpu:
                 stack.enter_context(mock.patch.object(module, "device_of", return_value=GPU))
             stack.enter_context(mock.patch.object(device, "cuda_module", return_value=self.module))
             stack.enter_context(mock.patch.object(device, "current_stream", self.stream))
+            stack.enter_context(mock.patch.object(torch.cuda, CAPTURES, return_value=False))
             stack.enter_context(
                 mock.patch.dict(os.environ, {nccl.OVERRIDE_VARIABLE: self.nccl_path})
             )

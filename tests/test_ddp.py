@@ -247,18 +247,6 @@ def test_a_step_of_another_models_optimizer_leaves_the_round_open() -> None:
     run_ranks(2, work)
 
 
-def test_a_captured_cuda_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-
-    def work(context: Context) -> None:
-        ddp = wrap(context)
-        with pytest.raises(InvalidArgument, match="a CUDA graph is being captured"):
-            ddp(torch.ones(1, 4))
-
-    run_ranks(2, work)
-
-
 # --- writing and moving parameters
 
 

@@ -14,7 +14,7 @@ import networkx
 import pytest
 import torch
 from dense_cases import OVERLAPS, Case, dense_states
-from fake_gpu import GPU, FakeGpu
+from fake_gpu import CAPTURES, GPU, FakeGpu
 from fake_gpu import fake_gpu as fake_gpu  # a fixture
 from models import mlp
 from ranks import assert_states_close, run_ranks, state_of
@@ -268,6 +268,17 @@ def test_the_number_of_blocks_is_an_integer_from_1_on(max_ctas: int) -> None:
 
 
 # --- failures cross from one extension module to the other as what they are
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_a_captured_cuda_graph_is_refused() -> None:
+    def work(context: Context) -> None:
+        ddp = wrap(context)
+        with pytest.raises(InvalidArgument, match="a CUDA graph is being captured"):
+            step(ddp)
+
+    with mock.patch.object(torch.cuda, CAPTURES, return_value=True):
+        run_ranks(2, work)
 
 
 def test_a_refused_capture_leaves_the_round_to_be_tried_again(fake_gpu: FakeGpu) -> None:

@@ -167,7 +167,7 @@ void Engine::open_round(uint32_t plan, std::span<void* const> addresses, StreamH
                            state->plan.segment(index).numels.size()),
          posted);
   }
-  poller_->wake();
+  wake_progress();
 }
 
 void Engine::open_segment(uint32_t plan, uint32_t segment, std::span<void* const> addresses,
@@ -182,7 +182,7 @@ void Engine::open_segment(uint32_t plan, uint32_t segment, std::span<void* const
                           std::to_string(plan) + " is open");
   }
   post(state, segment, addresses, state->device->fence(stream));
-  poller_->wake();
+  wake_progress();
 }
 
 void Engine::post(const std::shared_ptr<PlanState>& plan, uint32_t index,
@@ -202,28 +202,36 @@ WaitStatus Engine::wait_segment(uint32_t plan, uint32_t segment, std::span<void*
   std::unique_lock lock(mutex_);
   const std::shared_ptr<PlanState> state = usable_plan(plan);
   require_segment(*state, segment, addresses.size(), "wait_segment");
-  SegmentState& shared = state->segments[segment];
-  raise_failure(*state, segment);
+  const WaitStatus status = wait_and_mix(lock, state, {segment, addresses, stream}, slice_s);
+  wake_progress();
+  return status;
+}
+
+WaitStatus Engine::wait_and_mix(std::unique_lock<std::mutex>& lock,
+                                const std::shared_ptr<PlanState>& plan, const Destination& to,
+                                double slice_s) {
+  SegmentState& shared = plan->segments[to.segment];
+  raise_failure(*plan, to.segment);
   if (shared.stage == Stage::kIdle) return WaitStatus::kMixed;
+  shared.awaited = true;
   changed_.wait_for(lock, std::chrono::duration<double>(slice_s),
                     [&] { return shared.stage == Stage::kArrived || failure_ || shutting_down_; });
-  raise_failure(*state, segment);
+  shared.awaited = false;
+  raise_failure(*plan, to.segment);
   check_usable();
   if (shared.stage != Stage::kArrived) {
-    watch_stall(state, segment);
+    watch_stall(plan, to.segment);
     return WaitStatus::kPending;
   }
   shared.stage = Stage::kMixing;
   lock.unlock();
-  record(EventKind::kMixBegun, *state, segment);
-  mix(shared, addresses, stream);
-  record(EventKind::kMixed, *state, segment);
+  record(EventKind::kMixBegun, *plan, to.segment);
+  mix(shared, to.addresses, to.stream);
+  record(EventKind::kMixed, *plan, to.segment);
   lock.lock();
   shared.stage = Stage::kIdle;
   ++shared.round;
-  commands_.push_back({Command::Kind::kPrepare, state, segment, shared.round});
-  lock.unlock();
-  poller_->wake();
+  commands_.push_back({Command::Kind::kPrepare, plan, to.segment, shared.round});
   return WaitStatus::kMixed;
 }
 
@@ -243,25 +251,28 @@ void Engine::mix(SegmentState& segment, std::span<void* const> addresses, Stream
 WaitStatus Engine::close_round(uint32_t plan, std::span<void* const> addresses, double slice_s,
                                StreamHandle stream) {
   check_not_forked();
-  std::shared_ptr<PlanState> state;
-  {
-    const std::lock_guard lock(mutex_);
-    state = usable_plan(plan);
-    if (state->segments.empty()) return WaitStatus::kMixed;
-    raise_failure(*state, state->current_segment());
-  }
+  std::unique_lock lock(mutex_);
+  const std::shared_ptr<PlanState> state = usable_plan(plan);
+  if (state->segments.empty()) return WaitStatus::kMixed;
+  raise_failure(*state, state->current_segment());
   if (addresses.size() != state->plan.num_tensors()) {
     throw InvalidArgument("close_round: expected " + std::to_string(state->plan.num_tensors()) +
                           " addresses, got " + std::to_string(addresses.size()));
   }
+  WaitStatus status = WaitStatus::kMixed;
   for (const uint32_t index : state->plan.issue_order()) {
     const auto own = addresses.subspan(state->plan.first_tensor(index),
                                        state->plan.segment(index).numels.size());
-    if (wait_segment(plan, index, own, slice_s, stream) == WaitStatus::kPending) {
-      return WaitStatus::kPending;
-    }
+    status = wait_and_mix(lock, state, {index, own, stream}, slice_s);
+    if (status == WaitStatus::kPending) break;
   }
-  return WaitStatus::kMixed;
+  wake_progress();
+  return status;
+}
+
+// Once for all commands until the progress thread takes them.
+void Engine::wake_progress() {
+  if (std::exchange(asleep_, false)) poller_->wake();
 }
 
 void Engine::watch_stall(const std::shared_ptr<PlanState>& plan, uint32_t segment) {
@@ -289,53 +300,6 @@ void Engine::check_failure() const {
   check_not_forked();
   const std::lock_guard lock(mutex_);
   if (failure_) throw_error(failure_->kind, failure_->via + failure_->cause);
-}
-
-uint64_t Engine::round(uint32_t plan, uint32_t segment) const {
-  check_not_forked();
-  const std::lock_guard lock(mutex_);
-  return usable_plan(plan)->segments.at(segment).round;
-}
-
-bool Engine::is_open(uint32_t plan) const {
-  check_not_forked();
-  const std::lock_guard lock(mutex_);
-  const std::shared_ptr<PlanState> state = find_plan(plan);
-  return state && state->is_open();
-}
-
-std::vector<double> Engine::weights(uint32_t plan) const {
-  check_not_forked();
-  const std::lock_guard lock(mutex_);
-  std::vector<double> weights;
-  for (const SegmentState& segment : usable_plan(plan)->segments) {
-    weights.push_back(segment.exchange->weight());
-  }
-  return weights;
-}
-
-void Engine::set_weights(uint32_t plan, std::span<const double> weights) {
-  check_not_forked();
-  const std::lock_guard lock(mutex_);
-  PlanState& state = *usable_plan(plan);
-  if (state.is_open()) {
-    throw InvalidArgument("set_weights: plan " + std::to_string(plan) + " has an open round");
-  }
-  state.require_weights(weights);
-  for (size_t i = 0; i < weights.size(); ++i) state.segments[i].exchange->set_weight(weights[i]);
-}
-
-std::vector<Difference> Engine::differences(uint32_t plan) const {
-  check_not_forked();
-  const std::lock_guard lock(mutex_);
-  const PlanState& state = *usable_plan(plan);
-  if (state.is_open()) {
-    throw InvalidArgument("differences: plan " + std::to_string(plan) + " has an open round");
-  }
-  std::vector<Difference> found;
-  for (const SegmentState& segment : state.segments)
-    found.push_back(segment.exchange->difference());
-  return found;
 }
 
 std::vector<std::string> Engine::take_warnings() {

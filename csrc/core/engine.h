@@ -167,6 +167,11 @@ class Engine {
     TransportLayer layer = {};
     std::shared_ptr<Call> call = nullptr;
   };
+  struct Destination {  // of a mix
+    uint32_t segment;
+    std::span<void* const> addresses;
+    StreamHandle stream;
+  };
   struct Failure {
     ErrorKind kind;
     std::string cause;
@@ -210,6 +215,11 @@ class Engine {
   void raise_call_failure(const std::string& place) const;                     // mutex_ held
   void raise_failure(const PlanState& plan, uint32_t segment) const;           // mutex_ held
   void watch_stall(const std::shared_ptr<PlanState>& plan, uint32_t segment);  // mutex_ held
+  // `lock` holds mutex_, and lets go of it to wait and to mix.
+  WaitStatus wait_and_mix(std::unique_lock<std::mutex>& lock,
+                          const std::shared_ptr<PlanState>& plan, const Destination& to,
+                          double slice_s);
+  void wake_progress();  // mutex_ held
   void record(EventKind kind, const PlanState& plan, uint32_t segment);
   void record(EventKind kind, const SegmentExchange& exchange, const Operation& operation);
   void check_not_forked() const;
@@ -237,6 +247,7 @@ class Engine {
   std::map<uint32_t, std::shared_ptr<PlanState>> plans_;  // null: removed
   uint32_t next_plan_ = 0;
   std::vector<Command> commands_;
+  bool asleep_ = false;  // the progress thread, or it is about to be: commands have to wake it
   uint64_t next_call_ = 0;
   std::vector<uint64_t> watched_done_;  // ids of watched calls that wait_watched() has not told
   bool calls_over_ = false;             // none will be complete any more, their memory is let go

@@ -56,6 +56,7 @@ bool Engine::may_sleep(double now_s, std::vector<PollItem>& items, double& max_s
   {
     const std::lock_guard lock(mutex_);
     if (!commands_.empty()) return false;
+    asleep_ = true;
     if (shutting_down_) max_sleep_s = std::min(max_sleep_s, shutdown_deadline_s_ - now_s);
   }
   max_sleep_s = std::min(max_sleep_s, calls_.next_deadline_in_s(now_s));
@@ -121,6 +122,7 @@ bool Engine::execute_commands() {
   {
     const std::lock_guard lock(mutex_);
     commands.swap(commands_);
+    asleep_ = false;
   }
   for (const Command& command : commands) attempt([&] { execute(command); });
   return !commands.empty();
@@ -242,8 +244,9 @@ void Engine::arrive(const SegmentExchange& exchange) {
   const std::lock_guard lock(mutex_);
   const std::shared_ptr<PlanState> plan = find_plan(exchange.context().plan_id);
   if (!plan) return;
-  plan->segments[exchange.context().segment].stage = Stage::kArrived;
-  changed_.notify_all();
+  SegmentState& segment = plan->segments[exchange.context().segment];
+  segment.stage = Stage::kArrived;
+  if (segment.awaited) changed_.notify_all();
 }
 
 void Engine::on_peer_left(const TransportEvent& event) {

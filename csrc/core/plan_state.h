@@ -20,6 +20,7 @@ enum class Stage {
 struct SegmentState {
   // Guarded by the engine's mutex.
   Stage stage = Stage::kIdle;
+  bool awaited = false;  // by the training thread, now
   uint64_t round = 0;
   std::vector<void*> addresses;   // written while idle, read by the progress thread while posted
   std::shared_ptr<Fence> posted;  // likewise
