@@ -152,6 +152,18 @@ def rounding(results: Results) -> str:
     return markdown(["rule, noise of a step:", *noises, "largest drift of the mean"], lines)
 
 
+def bf16_parameters(results: Results) -> str:
+    """Drift of the mean of bf16 replicas, and a training in pure bf16, by rule of rounding."""
+    rows = results["bf16_parameters"]
+    lines = []
+    for row in rows:
+        drifts = [f"{drift:.2f}" for drift in row["drifts"].values()]
+        accuracy, loss = Estimate.of(row["accuracies"]), Estimate.of(row["losses"])
+        lines.append([row["rule"], *drifts, accuracy.text(), loss.text(4)])
+    spreads = [f"drift, spread {spread}" for spread in rows[0]["drifts"]]
+    return markdown(["rule", *spreads, "accuracy (%)", "loss"], lines)
+
+
 def consensus(results: Results) -> str:
     """Steady-state distance, expected and measured."""
     lines = []
@@ -187,6 +199,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "processes": processes,
     "wires": partial(parity, study="wires", task="digits", file="wires"),
     "int8-rounding": rounding,
+    "bf16-parameters": bf16_parameters,
     "consensus": consensus,
     "time": step_times,
 }

@@ -31,6 +31,7 @@ __all__ = [
     "PERMUTATIONS",
     "Case",
     "Run",
+    "TwoByteCase",
     "cases_of",
     "dense_states",
     "joined",
@@ -93,6 +94,16 @@ class Case:
         if self.optimizer == "adamw":
             return torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
         return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+
+
+class TwoByteCase(Case):
+    """The same in pure bfloat16."""
+
+    def replicas(self, size: int) -> list[nn.Module]:
+        return [model.bfloat16() for model in super().replicas(size)]
+
+    def batches(self, rank: int) -> torch.Tensor:
+        return super().batches(rank).bfloat16()
 
 
 def cases_of(size: int) -> list[Case]:

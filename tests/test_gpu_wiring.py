@@ -13,7 +13,7 @@ from unittest import mock
 import networkx
 import pytest
 import torch
-from dense_cases import OVERLAPS, Case, dense_states
+from dense_cases import OVERLAPS, Case, TwoByteCase, dense_states
 from fake_gpu import CAPTURES, GPU, FakeGpu
 from fake_gpu import fake_gpu as fake_gpu  # a fixture
 from models import mlp
@@ -102,6 +102,7 @@ LIKE_THE_CPU = {
     "push-sum": GossipConfig(topology=push_sum_graph(), overlap="forward"),
     "exchanged momentum": GossipConfig(momentum="exchanged", overlap="none"),
     "small segments": GossipConfig(segments=40),
+    "two-byte parameters": GossipConfig(),
 }
 
 
@@ -109,7 +110,7 @@ LIKE_THE_CPU = {
 @pytest.mark.parametrize("name", LIKE_THE_CPU)
 @pytest.mark.usefixtures("fake_gpu")
 def test_whatever_works_on_the_cpu_gives_the_same_bits_on_a_gpu(name: str, transport: str) -> None:
-    case = Case(name, LIKE_THE_CPU[name])
+    case = (TwoByteCase if name == "two-byte parameters" else Case)(name, LIKE_THE_CPU[name])
     with mock.patch.object(device_module, "device_of", lambda tensor: tensor.device):
         on_cpu = trained(case, 3, "tcp")
     for state, wanted in zip(trained(case, 3, transport), on_cpu, strict=True):

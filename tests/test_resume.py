@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -72,7 +73,8 @@ class Training:
         generator = torch.Generator().manual_seed(self.rank)
         for x in torch.randn(NUM_STEPS, 6, 4, generator=generator)[first:end]:
             self.optimizer.zero_grad()
-            torch.as_tensor(self.model(x)).square().mean().backward()
+            dtype = next(iter(self.model.parameters())).dtype
+            torch.as_tensor(self.model(x.to(dtype))).square().mean().backward()
             self.optimizer.step()
 
     def final(self) -> State:
@@ -107,8 +109,12 @@ Start = Callable[[Context], Training]
 def model_of(rank: int, *, normed: bool = False) -> nn.Module:
     with _seeding:  # torch's generator is every thread's
         torch.manual_seed(10 + rank)
-        model = mlp(4, 8, 3)
+        model = plain_model()
         return nn.Sequential(*model, nn.BatchNorm1d(3)) if normed else model
+
+
+def plain_model() -> nn.Sequential:
+    return mlp(4, 8, 3)
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -186,6 +192,15 @@ def test_resumed_training_equals_one_that_never_stopped_bit_for_bit(
 def test_mode_fused_resumes_bit_for_bit(name: str) -> None:
     by_optimizer = name == "sequential"
     start = starts(GossipConfig(overlap="fused", **CONFIGS[name]), by_optimizer=by_optimizer)
+    assert_same_bits(resumed(start, checkpoints(start)), unbroken(start))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_of_two_bytes_are_rounded_alike_after_a_resume(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "plain_model", lambda: mlp(4, 8, 3).to(dtype))
+    start = starts(GossipConfig(overlap="none"))
     assert_same_bits(resumed(start, checkpoints(start)), unbroken(start))
 
 

@@ -118,3 +118,48 @@ def test_a_value_that_float16_cannot_hold_is_an_error_naming_the_parameter(topol
     for message in run_ranks(2, work):
         assert "parameter '0.bias' holds 1 non-finite value" in message
         assert "too large for float16 on the wire" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_members_with_parameters_of_two_bytes_stay_equal_bit_for_bit(dtype: torch.dtype) -> None:
+    def work(context: Context) -> torch.Tensor:
+        rank = context.launch.rank
+        model = replicas[rank]
+        config = GossipConfig(groups=2, overlap="backward")
+        ddp = DistributedDataParallel(model, gossip=config, context=context, init_sync=False)
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
+        for step in range(4):
+            x = torch.randn(4, 20, generator=torch.Generator().manual_seed(10 * rank + step))
+            ddp(x.to(dtype)).square().mean().backward()
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    replicas = [replica(rank).to(dtype) for rank in range(4)]
+    first, second, third, fourth = run_ranks(4, work)
+    assert torch.equal(first, second)
+    assert torch.equal(third, fourth)
+    assert not torch.equal(first, third)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("topology", ["crossover", GroupCrossover(3)], ids=str)
+def test_parameters_of_two_bytes_keep_the_mean_in_expectation(
+    topology: str | Topology, dtype: torch.dtype
+) -> None:
+    """Rounded to nearest, a half between 1 and the next number would always become 1."""
+    step = torch.finfo(dtype).eps
+    config = GossipConfig(topology=topology, overlap="none")
+
+    def work(context: Context) -> torch.Tensor:
+        model = nn.Linear(100, 100, bias=False)
+        nn.init.constant_(model.weight, 1.0 + step * (context.launch.rank == 1))
+        model = model.to(dtype)
+        ddp = DistributedDataParallel(model, gossip=config, context=context, init_sync=False)
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.0)
+        ddp(torch.ones(1, 100, dtype=dtype)).sum().backward()
+        optimizer.step()
+        return model.weight.detach().double()
+
+    weights, again = (torch.stack(run_ranks(3, work)) for _ in range(2))
+    assert abs(float(weights.mean()) - (1.0 + step / 3)) < 5 * step / 2 / 100
+    assert torch.equal(weights, again)

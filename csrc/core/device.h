@@ -62,6 +62,10 @@ struct TensorList {
   TensorNotes* notes = nullptr;    // of the user's tensors, made for these numels by notes()
   DeviceBuffer* buffer = nullptr;  // the buffer they lie in; null: they are the user's tensors
   StreamHandle stream = 0;         // the user's tensors: the stream on which mix() writes them
+  /// How mix() rounds sums into 2-byte elements. 0: to nearest even. Else up or down with the
+  /// chance that keeps the expectation, drawn from this key and the element's index within the
+  /// tensors.
+  uint64_t rounding_key = 0;
 };
 
 /// What packs a slice of tensors into a message. The slice begins at a multiple of unit_numel(wire)
@@ -111,8 +115,9 @@ class Device {
   /// For every element k: x_k <- x_k + sum_j weight_j * (m_jk - Q(x_k)) over the messages whose
   /// slice holds k, in the order given, Q the cast to `own` and back, with x_k read once before.
   /// Computed as acc = fma(weight_j, m_jk - q, acc) in float32 (float64 for float64 tensors),
-  /// rounded to the tensor's dtype once at the end. A weight of 1 is acc = (acc - q) + m_jk, so
-  /// that an x that is what was sent becomes what has arrived, the same bits but a zero's sign.
+  /// rounded to the tensor's dtype once at the end, as the list's rounding_key says. A weight of 1
+  /// is acc = (acc - q) + m_jk, so that an x that is what was sent becomes what has arrived, the
+  /// same bits but a zero's sign.
   virtual void mix(const TensorList& tensors, Dtype own,
                    std::span<const WeightedMessage> messages) = 0;
   /// x_k <- m_jk for every element k that a message holds, rounded to the tensor's dtype; weights

@@ -6,8 +6,14 @@
 
 #include "core/error.h"
 #include "core/push_sum.h"
+#include "core/random.h"
 
 namespace crossover {
+namespace {
+
+constexpr uint32_t kRoundingKey = 0x726f756e;  // apart from the draws of schedules
+
+}  // namespace
 
 uint64_t OperationTable::add(const Operation& operation) {
   if (free_.empty()) {
@@ -83,7 +89,17 @@ uint64_t SegmentExchange::message_bytes(uint32_t phase, const Slice& slice) cons
 
 TensorList SegmentExchange::tensors(std::span<void* const> addresses, StreamHandle stream) const {
   const Segment& segment = context_.plan.segment(context_.segment);
-  return {segment.dtype, addresses, segment.numels, notes_.get(), nullptr, stream};
+  return {segment.dtype, addresses, segment.numels, notes_.get(), nullptr, stream, rounding_key()};
+}
+
+// Ranks round apart, but where programs may leave them with equal sums, which are to stay equal.
+// The plan has no part in it: that of a resumed job may have another id.
+uint64_t SegmentExchange::rounding_key() const {
+  const uint32_t drawer = mixes_in_place() ? static_cast<uint32_t>(context_.rank) + 1 : 0;
+  const auto words = philox4x32({drawer, context_.segment, static_cast<uint32_t>(round_),
+                                 static_cast<uint32_t>(round_ >> 32)},
+                                {kRoundingKey, 0});
+  return (uint64_t{words[0]} << 32) | words[1] | 1;
 }
 
 TensorList SegmentExchange::work() {

@@ -107,6 +107,7 @@ class SegmentExchange {
   Dtype message_dtype(uint32_t phase) const;
   uint64_t message_bytes(uint32_t phase, const Slice& slice) const;
   TensorList tensors(std::span<void* const> addresses, StreamHandle stream = 0) const;
+  uint64_t rounding_key() const;
   PackSpec pack_spec(const TensorList& tensors, const Slice& slice, Dtype wire) const;
   TensorList work();
   void announce(uint32_t phase, Transport& transport, OperationTable& operations);

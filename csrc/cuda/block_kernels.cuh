@@ -304,7 +304,9 @@ __device__ void mix_block(const MixLaunch& launch, const WarpBlock& at) {
   }
   if (!any) return;
 #pragma unroll
-  for (int k = 0; k < kLaneNumel; ++k) x.value(k) = T::encode(sum[k]);
+  for (int k = 0; k < kLaneNumel; ++k) {
+    x.value(k) = stored<T>(sum[k], launch.rounding_key, at.begin + at.lane_begin() + k);
+  }
   x.store();
 }
 

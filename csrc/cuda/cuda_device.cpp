@@ -141,6 +141,7 @@ void CudaDevice::enqueue_mix(const TensorList& tensors, MixLaunch launch,
   const BoundTensors bound = bind_for_mix(tensors, launch.slice, stream);
   launch.table = bound.table;
   launch.tiles = goes_by_blocks(launch.own) ? segment_tiles(launch.slice) : bound.tiles;
+  launch.rounding_key = launch.replaces ? 0 : tensors.rounding_key;
   launch.cancelled = reinterpret_cast<const uint32_t*>(cancellation_->flag.data());
   for (const WeightedMessage& message : messages) as_cuda(*message.buffer).written().hold(stream);
   auto* notes = static_cast<CudaNotes*>(tensors.notes);

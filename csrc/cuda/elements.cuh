@@ -74,6 +74,47 @@ struct Bfloat16 {
   }
 };
 
+/// The random word of an element under a key: murmur3's finaliser, as the host's kernels have it.
+__device__ inline unsigned int random_word(uint64_t key, int64_t element) {
+  unsigned int word =
+      static_cast<unsigned int>(element) * 0x9e3779b1U + static_cast<unsigned int>(key);
+  word = (word ^ (word >> 16)) * 0x85ebca6bU;
+  word = (word ^ (word >> 13) ^ static_cast<unsigned int>(key >> 32)) * 0xc2b2ae35U;
+  return word ^ (word >> 16);
+}
+
+/// Up in magnitude with the chance that `word` gives; a value that the type holds stays.
+__device__ inline __nv_bfloat16 encode_stochastically(Bfloat16, float value, unsigned int word) {
+  if (value != value) return Bfloat16::encode(value);
+  const unsigned int bits = __float_as_uint(value) + (word & 0xffffU);
+  return __ushort_as_bfloat16(static_cast<unsigned short>(bits >> 16));
+}
+
+__device__ inline __half encode_stochastically(Float16, float value, unsigned int word) {
+  if (value != value) return Float16::encode(value);
+  constexpr unsigned int kRebias = (127U - 15U) << 23;
+  const unsigned int magnitude = __float_as_uint(value) & 0x7fffffffU;
+  const unsigned int sign = (__float_as_uint(value) >> 16) & 0x8000U;
+  if (magnitude < 0x38800000U) {  // 2^-14
+    const float chance = __fmul_rn(static_cast<float>(word & 0x3ffU), 0x1p-10F);
+    const float units = __fadd_rn(__fmul_rn(__uint_as_float(magnitude), 0x1p24F), chance);
+    return __ushort_as_half(static_cast<unsigned short>(__float2uint_rz(units) | sign));
+  }
+  const unsigned int rounded = (magnitude - kRebias + (word & 0x1fffU)) >> 13;
+  return __ushort_as_half(static_cast<unsigned short>(min(rounded, 0x7c00U) | sign));
+}
+
+/// A sum as it is stored in element `element` of the segment.
+template <class E, class A>
+__device__ typename E::Storage stored(A sum, uint64_t rounding_key, int64_t element) {
+  if constexpr (sizeof(typename E::Storage) == 2) {
+    if (rounding_key != 0) {
+      return encode_stochastically(E{}, sum, random_word(rounding_key, element));
+    }
+  }
+  return E::encode(sum);
+}
+
 __device__ inline float difference(float a, float b) { return __fsub_rn(a, b); }
 __device__ inline double difference(double a, double b) { return __dsub_rn(a, b); }
 __device__ inline float total(float a, float b) { return __fadd_rn(a, b); }

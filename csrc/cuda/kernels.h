@@ -46,7 +46,8 @@ struct MixLaunch {
   Dtype own = Dtype::kFloat32;      // what this rank sends
   Dtype message = Dtype::kFloat32;  // what the messages hold
   int32_t num_messages = 0;
-  bool replaces = false;  // of x only whether a message holds it matters; weights are 1
+  uint64_t rounding_key = 0;  // as TensorList's
+  bool replaces = false;      // of x only whether a message holds it matters; weights are 1
   const uint32_t* cancelled = nullptr;  // in device memory; nothing is written if it is not 0
   MixMessage messages[kMaxMixMessages];
 };

@@ -151,7 +151,7 @@ __device__ void mix_element(const MixLaunch& launch, const TilePart& part, typen
     sum = with_message(sum, static_cast<A>(message.weight), other, own);
     any = true;
   }
-  if (any) x[k] = T::encode(sum);
+  if (any) x[k] = stored<T>(sum, launch.rounding_key, part.in_segment + k);
 }
 
 /// A thread's vectors of one tile.
@@ -196,12 +196,15 @@ struct MixTile {
     }
   }
 
-  __device__ void end(typename T::Storage* x) const {
+  /// `first`: the element of the segment that x points to.
+  __device__ void end(typename T::Storage* x, uint64_t rounding_key, int64_t first) const {
 #pragma unroll
     for (int r = 0; r < kRounds; ++r) {
       Vector<T, kNumel> mixed;
 #pragma unroll
-      for (int k = 0; k < kNumel; ++k) mixed.elements[k] = T::encode(sum[r * kNumel + k]);
+      for (int k = 0; k < kNumel; ++k) {
+        mixed.elements[k] = stored<T>(sum[r * kNumel + k], rounding_key, first + at(r) + k);
+      }
       if (holds(r)) mixed.store(x + at(r));
     }
   }
@@ -225,7 +228,7 @@ __device__ int mix_vectors(const MixLaunch& launch, const TilePart& part, typena
     begun = true;
     tile.add(message, static_cast<typename T::Arithmetic>(launch.messages[j].weight));
   }
-  tile.end(x);
+  tile.end(x, launch.rounding_key, part.in_segment);
   return tile.numel / Tile::kNumel * Tile::kNumel;
 }
 

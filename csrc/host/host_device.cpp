@@ -153,11 +153,29 @@ int64_t unit_of(Dtype own, std::span<const MixInput> inputs) {
   return unit;
 }
 
+/// Sums in float32, which are then rounded stochastically.
+void mix_and_round(std::byte* x, const TensorList& tensors, int64_t first, Dtype own,
+                   std::span<const MixInput> inputs, int64_t numel) {
+  std::array<float, kScratchNumel> sums;
+  check(numel <= kScratchNumel, "sums fit their scratch");
+  auto* const bytes = reinterpret_cast<std::byte*>(sums.data());
+  pack_elements(x, tensors.dtype, bytes, Dtype::kFloat32, numel);
+  mix_elements(sums.data(), Dtype::kFloat32, own, inputs, numel);
+  round_elements({sums.data(), static_cast<size_t>(numel)}, x, tensors.dtype, tensors.rounding_key,
+                 first);
+}
+
 void mix_slice(const TensorList& tensors, Slice slice, Dtype own, std::vector<MixInput> inputs) {
   TensorWalk walk(tensors, slice, unit_of(own, inputs));
+  const bool stochastic = tensors.rounding_key != 0 && dtype_bytes(tensors.dtype) == 2;
   while (walk.remaining() > 0) {
-    const TensorWalk::Run run = walk.next(walk.remaining());
-    mix_elements(run.data, tensors.dtype, own, inputs, run.numel);
+    const int64_t first = slice.end - walk.remaining();
+    const TensorWalk::Run run = walk.next(stochastic ? kScratchNumel : walk.remaining());
+    if (stochastic) {
+      mix_and_round(run.data, tensors, first, own, inputs, run.numel);
+    } else {
+      mix_elements(run.data, tensors.dtype, own, inputs, run.numel);
+    }
     walk.write_back();
     for (MixInput& input : inputs) input.data += packed_bytes(input.dtype, run.numel);
   }

@@ -8,6 +8,7 @@
 
 #include "host/kernel_blocks.h"
 #include "host/kernel_elements.h"
+#include "host/kernel_rounding.h"
 #include "host/kernel_table.h"
 
 #if defined(__SSE2__)
@@ -288,6 +289,8 @@ consteval KernelTable make_table() {
   fill_row<Float64>(table);
   fill_row<Float16>(table);
   fill_row<Bfloat16>(table);
+  table.round[static_cast<size_t>(Dtype::kFloat16)] = round_stochastically<Float16>;
+  table.round[static_cast<size_t>(Dtype::kBfloat16)] = round_stochastically<Bfloat16>;
   return table;
 }
 

@@ -67,4 +67,11 @@ void mix_elements(void* x, Dtype dtype, Dtype own, std::span<const MixInput> inp
   mix(static_cast<std::byte*>(x), inputs.data(), inputs.size(), numel);
 }
 
+void round_elements(std::span<const float> x, std::byte* out, Dtype dtype, uint64_t key,
+                    int64_t first, SimdLevel level) {
+  const auto round = kernels(level).round[index(dtype)];
+  check(round != nullptr, "2-byte elements are rounded stochastically");
+  round(x.data(), out, static_cast<int64_t>(x.size()), key, first);
+}
+
 }  // namespace crossover

@@ -39,4 +39,10 @@ int64_t pack_elements(const void* x, Dtype from, std::byte* out, Dtype to, int64
 void mix_elements(void* x, Dtype dtype, Dtype own, std::span<const MixInput> inputs, int64_t numel,
                   SimdLevel level = simd_level());
 
+/// out[k] = x[k], rounded up or down in 2-byte `dtype` with the chance that keeps the expectation,
+/// drawn from `key` and the index first + k; what the type holds stays. Every level gives the same
+/// bits. Throws std::logic_error for a type of another size.
+void round_elements(std::span<const float> x, std::byte* out, Dtype dtype, uint64_t key,
+                    int64_t first, SimdLevel level = simd_level());
+
 }  // namespace crossover

@@ -52,8 +52,7 @@ int64_t run_of(const MixLaunch& launch, int64_t element, int64_t end) {
 
 std::vector<MixInput> inputs_at(const MixLaunch& launch, int64_t element) {
   std::vector<MixInput> inputs;
-  for (int j = 0; j < launch.num_messages; ++j) {
-    const MixMessage& message = launch.messages[j];
+  for (const MixMessage& message : std::span(launch.messages, launch.num_messages)) {
     if (element < message.slice.begin || element >= message.slice.end) continue;
     const auto at = static_cast<size_t>(element - message.slice.begin);
     inputs.push_back(
@@ -89,7 +88,9 @@ class BlocksOfTable {
       numels_.push_back(tensor.numel);
     }
   }
-  TensorList list(Dtype dtype) const { return {dtype, addresses_, numels_}; }
+  TensorList list(Dtype dtype, uint64_t rounding_key = 0) const {
+    return {dtype, addresses_, numels_, nullptr, nullptr, 0, rounding_key};
+  }
 
  private:
   std::vector<void*> addresses_;
@@ -130,15 +131,14 @@ void unpack_blocks(const PackLaunch& launch) {
   pack_elements(launch.table.only.data, launch.from, launch.out, launch.to, launch.slice.numel());
 }
 
-void mix_by_blocks(const MixLaunch& launch) {
-  require_segment_tiles(launch.tiles, launch.slice);
+void mix_on_host(const MixLaunch& launch) {
+  if (goes_by_blocks(launch.own)) require_segment_tiles(launch.tiles, launch.slice);
   const BlocksOfTable blocks(launch.table);
   std::vector<WeightedMessage> messages;
-  for (int j = 0; j < launch.num_messages; ++j) {
-    const MixMessage& message = launch.messages[j];
+  for (const MixMessage& message : std::span(launch.messages, launch.num_messages)) {
     messages.push_back({message.data, message.slice, launch.message, message.weight});
   }
-  const TensorList tensors = blocks.list(launch.tensor);
+  const TensorList tensors = blocks.list(launch.tensor, launch.rounding_key);
   if (launch.replaces) return host_device()->replace(tensors, launch.own, messages);
   host_device()->mix(tensors, launch.own, messages);
 }
@@ -392,7 +392,7 @@ void FakeCuda::launch(const MixLaunch& launch, StreamHandle stream) {
   count("mix");
   put(stream, "mix", [launch] {
     if (launch.cancelled != nullptr && *launch.cancelled != 0) return;
-    if (goes_by_blocks(launch.own)) return mix_by_blocks(launch);
+    if (goes_by_blocks(launch.own) || launch.rounding_key != 0) return mix_on_host(launch);
     for (uint32_t t = 0; t < launch.tiles.count; ++t) mix_tile(launch, launch.tiles.first + t);
   });
 }

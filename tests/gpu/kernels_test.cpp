@@ -89,6 +89,7 @@ struct MixCase {
   Dtype message;
   size_t shift;          // of the tensors, in elements
   size_t message_shift;  // of the messages, in elements
+  uint64_t rounding_key = 0;
 };
 
 struct SentSlice {
@@ -114,8 +115,17 @@ void mix_on_host(Tensors& tensors, const MixCase& mix, const std::vector<SentSli
           {message.content.data() + at * dtype_bytes(mix.message), mix.message, message.weight});
     }
     if (inputs.empty()) continue;
-    mix_elements(tensors.image_at(borders[k - 1]), mix.tensor, mix.own, inputs,
-                 borders[k] - borders[k - 1]);
+    std::byte* x = tensors.image_at(borders[k - 1]);
+    const int64_t numel = borders[k] - borders[k - 1];
+    if (mix.rounding_key == 0) {
+      mix_elements(x, mix.tensor, mix.own, inputs, numel);
+      continue;
+    }
+    std::vector<float> sums(static_cast<size_t>(numel));
+    pack_elements(x, mix.tensor, std::as_writable_bytes(std::span(sums)).data(), Dtype::kFloat32,
+                  numel);
+    mix_elements(sums.data(), Dtype::kFloat32, mix.own, inputs, numel);
+    round_elements(sums, x, mix.tensor, mix.rounding_key, borders[k - 1]);
   }
 }
 
@@ -142,6 +152,7 @@ void expect_exact_mix(const std::shared_ptr<CudaRuntime>& runtime, StreamHandle 
   launch.tensor = mix.tensor;
   launch.own = mix.own;
   launch.message = mix.message;
+  launch.rounding_key = mix.rounding_key;
   runtime->launch(launch, stream);
   mix_on_host(tensors, mix, sent);
   const std::string what = std::string(dtype_name(mix.tensor)) + " sent as " +
@@ -192,6 +203,20 @@ TEST_F(CudaKernels, MixSeveralMessagesInTheirOrderAsTheHostDoes) {
     check({{0, all}, {5, 9}, {all - kTileNumel, all}});
     check({{3, 40}, {all - 50, all - 1}});
   });
+}
+
+TEST_F(CudaKernels, RoundSumsIntoTwoByteElementsAsTheHostDoes) {
+  for (const Dtype dtype : {Dtype::kFloat16, Dtype::kBfloat16}) {
+    for (const Numels& numels : kShapes) {
+      const int64_t all = TileLayout(numels).numel();
+      for (const size_t shift : {0, 1}) {
+        const MixCase mix{dtype, dtype, dtype, shift, 0, 0x123456789abcdef1};
+        expect_exact_mix(runtime, stream->get(), mix, numels, {{0, all}}, Values::kNormal);
+        expect_exact_mix(runtime, stream->get(), mix, numels, {{0, all}, {all / 2, all}},
+                         Values::kNormal);
+      }
+    }
+  }
 }
 
 TEST_F(CudaKernels, MixAsManyMessagesAsTheyTake) {
