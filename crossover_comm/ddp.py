@@ -39,6 +39,7 @@ from crossover_comm.resume import lone_state, require_lone_state
 from crossover_comm.segments import trainable_parameters
 from crossover_comm.shards import refuse_shards
 from crossover_comm.uneven import ShadowHook, UnevenInputs, join_group
+from crossover_comm.whole_graph import WholeGraph
 
 __all__ = ["DistributedDataParallel"]
 
@@ -154,6 +155,7 @@ class DistributedDataParallel(PrivateSurface, nn.Module, Joinable):
         self._uneven: UnevenInputs | None = None
         self._num_joins = 0
         self._hooks: RoundHooks | None = None
+        self._whole_graph: WholeGraph | None = None
         whole = context or own_context()
         self._context: Context | None = among(whole, process_group, device_mesh)
         self._members = None if self._context is whole else self._context.members
@@ -180,6 +182,8 @@ class DistributedDataParallel(PrivateSurface, nn.Module, Joinable):
         outputs = self.module(*inputs, **kwargs)
         if hooks is not None and hooks.gradients is not None:
             hooks.gradients.watch(outputs)
+        if self._whole_graph is not None and not torch.compiler.is_compiling():
+            self._whole_graph.look_at(outputs)
         return outputs
 
     @contextlib.contextmanager
@@ -349,6 +353,7 @@ class DistributedDataParallel(PrivateSurface, nn.Module, Joinable):
         return {
             **self.__dict__,
             "_hooks": None,
+            "_whole_graph": None,
             "_context": None,
             "_process_group": None,
             "device_mesh": None,
@@ -371,6 +376,8 @@ class DistributedDataParallel(PrivateSurface, nn.Module, Joinable):
             self._context = whole if part is None else context_among(whole, part)
         parameters = self._gossiped_parameters()
         self._hooks = attach(self._context, self.module, parameters, self._config, "backward")
+        if self._hooks is not None and self._config.overlap == "fused":
+            self._whole_graph = WholeGraph(self._hooks.gossip.segments)
         self._is_at_rest = False
         self.require_backward_grad_sync = self._synced
 

@@ -7,15 +7,13 @@ steps.
 
 from __future__ import annotations
 
-import dataclasses
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from crossover_comm import _C
 from crossover_comm.comm_bucket import ONCE, GradientHook
@@ -28,6 +26,7 @@ from crossover_comm.rounds import GradientRule
 from crossover_comm.rule_state import load_rule_state, rule_state
 from crossover_comm.segments import issue_order
 from crossover_comm.versions import increment_versions
+from crossover_comm.whole_graph import WholeGraph, tensors_in
 from crossover_comm.wires import WIRE_DTYPES
 
 __all__ = ["GradientAverager", "copy_from_roots"]
@@ -96,7 +95,9 @@ class GradientAverager:
         self._posted: dict[int, _Posted] = {}
         self._has_begun = False
         self._forget()
-        self.watch: Callable[[Any], None] = torch.compiler.disable(_watcher(weakref.ref(self)))
+        whole_graph = None if self._waits_for_end else WholeGraph(segments)
+        watch = _watcher(weakref.ref(self), whole_graph)
+        self.watch: Callable[[Any], None] = torch.compiler.disable(watch)
         """Takes the outputs of a forward of the whole model, whose backward is averaged."""
         self._schedule = _C.group_average_schedule(groups, config.hierarchy == "root")
         self._wire = WIRE_DTYPES[config.wire]
@@ -324,15 +325,19 @@ def _like_its_parameter(name: str, p: nn.Parameter, grad: torch.Tensor) -> torch
     return grad
 
 
-def _watcher(ref: weakref.ref[GradientAverager]) -> Callable[[Any], None]:
+def _watcher(
+    ref: weakref.ref[GradientAverager], whole_graph: WholeGraph | None
+) -> Callable[[Any], None]:
     def in_backward(_: torch.Tensor) -> None:
         averager = ref()
         if averager is not None and averager.is_expected:
             averager.backward_begins(synced=True)
 
     def watch(outputs: Any) -> None:
+        if whole_graph is not None:
+            whole_graph.look_at(outputs)
         if torch.is_grad_enabled():
-            for tensor in _tensors_in(outputs):
+            for tensor in tensors_in(outputs):
                 if tensor.requires_grad:
                     tensor.register_hook(in_backward)
 
@@ -346,11 +351,3 @@ def _end_of_backward(ref: weakref.ref[GradientAverager]) -> Callable[[], None]:
             averager.backward_ends()
 
     return ends
-
-
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, torch.Tensor):
-            yield leaf
-        elif dataclasses.is_dataclass(leaf):
-            yield from _tensors_in([getattr(leaf, f.name) for f in dataclasses.fields(leaf)])
