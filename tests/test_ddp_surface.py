@@ -7,14 +7,16 @@ import gc
 import inspect
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from models import mlp
 from ranks import lone_rank, run_ranks, state_of
 from torch import nn
+from torch._C._distributed_c10d import HashStore
 
 from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.context import Context
@@ -167,19 +169,31 @@ def test_clearing_the_sync_flag_by_hand_is_no_sync(overlap: Overlap) -> None:
 # --- checkpoints
 
 
-def test_a_state_of_torchs_wrapper_can_be_loaded_and_the_other_way_round() -> None:
-    class Theirs(nn.Module):
-        """The names of torch's wrapper, which needs a process group."""
+@pytest.fixture
+def _lone_group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
-        def __init__(self, module: nn.Module) -> None:
-            super().__init__()
-            self.module = module
 
-    ours, theirs = wrap(lone_rank()), Theirs(mlp(4, 8, 3))
-    wanted = state_of(theirs)
-    ours.load_state_dict(theirs.state_dict())
-    assert all(torch.equal(value, wanted[name]) for name, value in state_of(ours).items())
-    theirs.load_state_dict(ours.state_dict())
+def normed() -> nn.Module:
+    return nn.Sequential(mlp(4, 8, 3), nn.BatchNorm1d(3))
+
+
+@pytest.mark.usefixtures("_lone_group")
+@pytest.mark.parametrize("takes_theirs", [True, False])
+def test_a_state_of_torchs_wrapper_can_be_loaded_and_the_other_way_round(
+    takes_theirs: bool,
+) -> None:
+    ours: nn.Module = wrap(lone_rank(), normed())
+    theirs: nn.Module = nn.parallel.DistributedDataParallel(normed())
+    source, target = (theirs, ours) if takes_theirs else (ours, theirs)
+    source(torch.randn(6, 4))
+    target.load_state_dict(source.state_dict())
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    wanted = state_of(source)
+    for name, value in state_of(target).items():
+        assert torch.equal(value, wanted[name]), name
 
 
 # --- copies

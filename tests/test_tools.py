@@ -146,6 +146,48 @@ def step_with_zero(gossip: str, stepping: range) -> list[nn.Module]:
     return replicas
 
 
+def with_synced_norm() -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4))
+    synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return synced
+
+
+@pytest.mark.parametrize("gossip", ["crossover", "allreduce"])
+def test_synced_batch_norm_without_torchs_process_group_is_batch_norm(gossip: str) -> None:
+    torch.manual_seed(4)
+    start = with_synced_norm()
+
+    def trained(context: Context, model: nn.Module) -> dict[str, torch.Tensor]:
+        ddp = DistributedDataParallel(model, gossip=gossip, context=context, init_sync=False)
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+        for x in batches_of(context.launch.rank):
+            optimizer.zero_grad()
+            gradients(ddp, x)
+            optimizer.step()
+        synchronize(ddp)
+        return state_of(model)
+
+    def work(context: Context) -> None:
+        plain: Any = copy.deepcopy(start)
+        plain[2] = nn.BatchNorm1d(4)
+        given, wanted = trained(context, copy.deepcopy(start)), trained(context, plain)
+        assert_states_close(given, wanted, atol=0.0)
+
+    run_ranks(SIZE, work)
+
+
+@pytest.mark.usefixtures("_lone_group")
+def test_synced_batch_norm_on_a_cpu_is_torchs_own_error() -> None:
+    def work(context: Context) -> None:
+        ddp = DistributedDataParallel(
+            with_synced_norm(), gossip="crossover", context=context, init_sync=False
+        )
+        with pytest.raises(ValueError, match="SyncBatchNorm expected input tensor to be on GPU"):
+            ddp(batches_of(0)[0])
+
+    run_ranks(SIZE, work)
+
+
 @pytest.mark.usefixtures("_lone_group")
 def test_an_optimizer_that_makes_replicas_equal_by_itself_is_refused_under_gossip() -> None:
     with pytest.raises(InvalidArgument, match=r"got a ZeroRedundancyOptimizer, .*'allreduce'"):
