@@ -302,10 +302,37 @@ TOOLS: Final = [
         "test_tools.py::test_rank_0_evaluates_and_saves_alone",
     ),
     Feature(
+        "torch.nn.SyncBatchNorm",
+        "tool",
+        "torch's own: it needs torch's process group and a GPU; without a process group it is "
+        "batch norm. For common statistics on a CPU: `GossipConfig(buffers=)`.",
+        "test_tools.py::test_synced_batch_norm_without_torchs_process_group_is_batch_norm",
+    ),
+    Feature(
         "torch.compile",
         "tool",
         "Inside or outside the wrapper, with every mode.",
         "test_compiled.py::test_compiling_inside_or_outside_the_wrapper_trains_alike",
+    ),
+    Feature(
+        "torch.compile of a whole model",
+        "tool",
+        "Where exchanges begin inside the backward (preset `allreduce`, mode `fused`) it leaves "
+        "nothing to hide them behind: a warning says so once, and to compile block by block. Not "
+        "noticed in mode `fused` if the wrapper itself is compiled.",
+        "test_whole_graph.py::test_a_model_compiled_as_a_whole_is_warned_of_once",
+    ),
+    Feature(
+        "a killed rank",
+        "feature",
+        "Every other rank ends with an error that names it, inside `join` too.",
+        "test_uneven_processes.py::test_each_survivor_names_the_killed_rank",
+    ),
+    Feature(
+        "gossip_state_dict, load_gossip_state_dict",
+        "feature",
+        "What exact resume needs beside parameters and optimizer; torch's wrapper has none.",
+        "test_resume.py::test_resumed_training_equals_one_that_never_stopped_bit_for_bit",
     ),
 ]
 
