@@ -52,7 +52,7 @@ class DistributedDataParallel(PrivateSurface, nn.Module, Joinable):
     docs/ddp-compatibility.md has every argument, method and feature of torch's DDP and its meaning.
 
     Wrapping is a collective call: every rank wraps the same models in the same order. ``init()`` is
-    called first if it was not.
+    called first if it was not. A module that is wrapped again is gossiped by the newer wrapper.
 
     A copy (``copy.deepcopy``, pickle) is at rest: it holds the same values, evaluates, and does not
     gossip. In training mode its first recorded forward wraps it again, a collective call.
@@ -174,6 +174,8 @@ class DistributedDataParallel(PrivateSurface, nn.Module, Joinable):
             if self._join_config.enable:
                 Join.notify_join_context(self)
         hooks = self._hooks
+        if hooks is not None:
+            hooks.require_not_ended()
         if hooks is not None and hooks.is_told_of_forwards:
             hooks.forward_begins()
         if self._input_device is not None:
@@ -375,7 +377,9 @@ class DistributedDataParallel(PrivateSurface, nn.Module, Joinable):
             part = self._members
             self._context = whole if part is None else context_among(whole, part)
         parameters = self._gossiped_parameters()
-        self._hooks = attach(self._context, self.module, parameters, self._config, "backward")
+        self._hooks = attach(
+            self._context, self.module, parameters, self._config, "backward", is_wrapper=True
+        )
         if self._hooks is not None and self._config.overlap == "fused":
             self._whole_graph = WholeGraph(self._hooks.gossip.segments)
         self._is_at_rest = False

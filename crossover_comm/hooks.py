@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NoReturn
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from crossover_comm.buffers import Buffers, buffers_for
+from crossover_comm.claims import claim
 from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.context import Context, current_context
 from crossover_comm.errors import InvalidArgument
@@ -51,9 +51,11 @@ class RoundHooks:
         parameters: Those of its parameters that are gossiped, by name, in model order.
         config: How.
         overlap: The mode, `config`'s or the wrapper's default.
+        is_wrapper: It takes the place of another wrapper's that gossips the same parameters.
 
     Attributes:
         buffers: What exchanges buffers; None: they are local.
+        has_ended: It gossips no more, for another wrapper has taken its place.
         is_told_of_forwards: Whether its holder is to tell of each forward of the whole model.
 
     Raises:
@@ -67,8 +69,9 @@ class RoundHooks:
         parameters: Mapping[str, nn.Parameter],
         config: GossipConfig,
         overlap: Overlap,
+        is_wrapper: bool,
     ) -> None:
-        _refuse_second_gossip(parameters)
+        claim(parameters, _live, takes_over=is_wrapper)
         groups = None
         if config.groups is not None:
             machines = functools.partial(hosts, context)
@@ -103,6 +106,8 @@ class RoundHooks:
         self._state = TrainingState(*parts)
         self._stepping: Set[int] = frozenset()
         self._round_begins: Callable[[int], None] | None = None
+        self.is_wrapper = is_wrapper
+        self.has_ended = False
         self._known = {id(p) for p in self.gossip.parameters}
         self._planned = PlannedParameters(self.gossip, self._known, mixes=gossips)
         self.forward_begins = torch.compiler.disable(weakly(self._forward_begins))
@@ -112,7 +117,22 @@ class RoundHooks:
         leave = context.add_synchronizer(weakly(self._synchronize_if_concerned))
         plans = [p for p in (self.gossip, self.gradients, self.buffers) if p is not None]
         ends = [*(h.remove for h in handles), leave, *(plan.remove for plan in plans)]
-        weakref.finalize(self, _call_all, ends).atexit = False
+        self._release = weakref.finalize(self, _call_all, ends)
+        self._release.atexit = False
+
+    def end(self) -> None:
+        """Ends gossip as if nobody held this any more; an open round is dropped."""
+        self.has_ended = True
+        _live.remove(self)
+        self._release()
+
+    def require_not_ended(self) -> None:
+        """Raises InvalidArgument after `end`."""
+        if self.has_ended:
+            raise InvalidArgument(
+                "this wrapper's module has been wrapped again since: expected calls of the newer "
+                "wrapper or of the module"
+            )
 
     def __reduce__(self) -> NoReturn:
         raise InvalidArgument(
@@ -314,11 +334,13 @@ def attach(
     parameters: Mapping[str, nn.Parameter],
     config: GossipConfig,
     default_overlap: Overlap,
+    is_wrapper: bool = False,
 ) -> RoundHooks | None:
     """Gossips a model from now on, while the answer is held; None with one rank."""
     if context.launch.size == 1:
         return None
-    return RoundHooks(context, model, parameters, config, config.overlap_or(default_overlap))
+    overlap = config.overlap_or(default_overlap)
+    return RoundHooks(context, model, parameters, config, overlap, is_wrapper)
 
 
 def context_of(model: nn.Module) -> Context:
@@ -366,23 +388,6 @@ def _parameters_of(target: nn.Module | Optimizer) -> Iterator[torch.Tensor]:
     else:
         for group in target.param_groups:
             yield from group["params"]
-
-
-def _refuse_second_gossip(parameters: Mapping[str, nn.Parameter]) -> None:
-    if _already_gossiped(parameters) is not None:
-        gc.collect()  # whoever gossips it may be garbage that holds itself
-    name = _already_gossiped(parameters)
-    if name is not None:
-        raise InvalidArgument(
-            f"parameter '{name}': expected one that is not gossiped yet, got one that another "
-            "DistributedDataParallel or DistributedOptimizer gossips; drop that first (del)"
-        )
-
-
-def _already_gossiped(parameters: Mapping[str, nn.Parameter]) -> str | None:
-    """The name of the first that is gossiped."""
-    taken = {id(p) for hooks in _live for p in hooks.gossip.parameters}
-    return next((name for name, p in parameters.items() if id(p) in taken), None)
 
 
 def _call_all(calls: Sequence[Callable[[], None]]) -> None:

@@ -36,6 +36,12 @@ class LiveObjects(Generic[T]):
             if was_empty:
                 self._start()
 
+    def remove(self, item: T) -> None:
+        """It is no longer found, though somebody holds it; nothing if it was not."""
+        for ref in self._refs:
+            if ref() is item:
+                self._discard(ref)
+
     def __iter__(self) -> Iterator[T]:
         for ref in self._refs:
             item = ref()

@@ -98,7 +98,9 @@ def among(
     if process_group is None and device_mesh is None:
         return whole
     if process_group is not None and device_mesh is not None:
-        raise InvalidArgument("process_group: expected None beside a device_mesh, got both")
+        raise InvalidArgument(
+            "Cannot specify both process_group and device_mesh arguments. Give one of them"
+        )
     if device_mesh is not None:
         if device_mesh.ndim != 1:
             raise InvalidArgument(

@@ -248,6 +248,13 @@ GENERAL: Final = [
         "test_ddp_surface.py::test_a_copy_of_the_wrapper_holds_the_same_values_and_is_at_rest",
     ),
     Feature(
+        "a module wrapped again",
+        "feature",
+        "The newer wrapper gossips it; a call of the older one is an error. A wrapper of a part of "
+        "it is refused.",
+        "test_ddp_surface.py::test_a_module_that_is_wrapped_again_is_gossiped_by_the_newer_wrapper",
+    ),
+    Feature(
         "several wrapped models",
         "feature",
         "Each has rounds of its own.",

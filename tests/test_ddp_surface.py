@@ -95,6 +95,20 @@ def test_a_module_whose_wrapper_is_garbage_can_be_wrapped_again() -> None:
         gc.enable()
 
 
+def test_a_module_that_is_wrapped_again_is_gossiped_by_the_newer_wrapper() -> None:
+    def work(context: Context) -> int:
+        first = wrap(context)
+        step(first, torch.optim.SGD(first.parameters(), lr=0.1))
+        first(torch.ones(2, 4)).sum().backward()  # leaves a round open
+        second = wrap(context, first.module)
+        step(second, torch.optim.SGD(second.parameters(), lr=0.1))
+        with pytest.raises(InvalidArgument, match="has been wrapped again"):
+            first(torch.ones(2, 4))
+        return context.engine.round(1, 0)
+
+    assert run_ranks(2, work) == [1, 1]
+
+
 def test_broadcast_buffers_is_deprecated_where_torch_says_so() -> None:
     torchs = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     with warnings.catch_warnings(record=True) as caught:

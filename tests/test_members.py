@@ -172,7 +172,7 @@ def check_process_groups(rank: int, mesh: Any) -> None:
     for arguments, reason in (
         ({"process_group": other}, "each rank wraps with its own group"),
         ({"device_mesh": mesh}, r"expected one dimension, such as mesh\['replicate'\]"),
-        ({"device_mesh": mesh["shard"], "process_group": own}, "beside a device_mesh, got both"),
+        ({"device_mesh": mesh["shard"], "process_group": own}, "Cannot specify both"),
     ):
         with pytest.raises(cc.InvalidArgument, match=reason):
             cc.DistributedDataParallel(nn.Linear(2, 1), **arguments)
