@@ -109,10 +109,11 @@ def squared_distance(squares: float, own_squares: float, wire: Wire) -> float:
 def best_level(levels: Sequence[WireLevel], distance: float) -> int:
     """Index of the level that leaves replicas closest: the smallest
 
-        2^-R D^2 + (1 - 2^-R) eps^2
+        2^-R D^2 + R eps^2 / 2
 
     with R rounds of rounding eps; the finest of equal ones. Each round with one peer halves D^2 and
-    leaves half of eps^2, the noise of two independent roundings at weight 1/2.
+    adds half of eps^2, the noise of two independent roundings at weight 1/2. Later rounds do not
+    halve that: they do not see differences below the step of their own rounding.
 
     Args:
         levels: Finest first.
@@ -120,8 +121,9 @@ def best_level(levels: Sequence[WireLevel], distance: float) -> int:
     """
 
     def left(index: int) -> float:
-        kept = _CONTRACTION ** levels[index].rounds
-        return kept * distance + (1.0 - kept) * ROUNDING[levels[index].wire] ** 2
+        level = levels[index]
+        noise = level.rounds * ROUNDING[level.wire] ** 2 / 2.0
+        return _CONTRACTION**level.rounds * distance + noise
 
     return min(range(len(levels)), key=left)
 

@@ -152,6 +152,19 @@ def rounding(results: Results) -> str:
     return markdown(["rule, noise of a step:", *noises, "largest drift of the mean"], lines)
 
 
+def auto_wire(results: Results) -> str:
+    """Distance of the replicas by fixed wires and by the chosen one, within two budgets."""
+    rows = results["auto_wire"]
+    noises = list(dict.fromkeys(row["noise"] for row in rows))
+    cells: dict[str, list[str]] = {}
+    sent: dict[str, list[float]] = {}
+    for row in rows:
+        cells.setdefault(row["method"], []).append(f"{row['distance']:.2f}")
+        sent.setdefault(row["method"], []).append(row["models_sent"])
+    lines = [[name, f"{max(sent[name]):.2f}", *line] for name, line in cells.items()]
+    return markdown(["method, noise of a step:", "most models sent", *noises], lines)
+
+
 def bf16_parameters(results: Results) -> str:
     """Drift of the mean of bf16 replicas, and a training in pure bf16, by rule of rounding."""
     rows = results["bf16_parameters"]
@@ -199,6 +212,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "processes": processes,
     "wires": partial(parity, study="wires", task="digits", file="wires"),
     "int8-rounding": rounding,
+    "auto-wire": auto_wire,
     "bf16-parameters": bf16_parameters,
     "consensus": consensus,
     "time": step_times,

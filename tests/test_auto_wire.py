@@ -259,7 +259,7 @@ def test_the_closer_the_replicas_the_finer_the_level() -> None:
 
 def test_two_int8_rounds_beat_a_bf16_round_from_the_distance_on_where_they_leave_less() -> None:
     levels = levels_within(0.52)
-    border = 3 * ROUNDING["int8"] ** 2 - 2 * ROUNDING["bf16"] ** 2
+    border = 4 * ROUNDING["int8"] ** 2 - 2 * ROUNDING["bf16"] ** 2
     assert best_level(levels, 1.01 * border) == 1
     assert best_level(levels, 0.99 * border) == 0
 

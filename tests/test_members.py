@@ -61,6 +61,7 @@ def assert_same_bits(given: State, wanted: State) -> None:
         {"overlap": "backward", "segments": 80},
         {"overlap": "forward", "topology": "all-reduce"},
         {"overlap": "none", "momentum": "exchanged", "rounds_per_step": 2},
+        {"overlap": "none", "wire": "auto", "wire_budget": 1.04},
         {"groups": "world"},
     ],
 )
