@@ -13,6 +13,7 @@ namespace {
 
 constexpr size_t kMinPayloadBytes = size_t{32}
                                     << 10;  // smaller data frames only at a message's end
+constexpr size_t kMaxTurnBytes = size_t{128} << 10;
 constexpr size_t kMaxCauseBytes = 2000;
 constexpr size_t kMaxReadyAhead = 1 << 20;
 constexpr uint16_t kFailedFlag = 1;
@@ -68,17 +69,13 @@ void PeerChannel::send(const MessageTag& tag, MessageSource& source, uint64_t to
   active_.push_back(message);
 }
 
-std::optional<std::pair<uint64_t, uint64_t>> PeerChannel::next_to_leave() const {
-  if (!open_ || active_.empty()) return std::nullopt;
-  return std::pair(active_.front().order, active_.front().sent_bytes);
-}
-
 void PeerChannel::forget_plan(uint32_t plan) {
   const auto of_plan = [plan](const auto& entry) { return entry.first.plan == plan; };
   std::erase_if(expected_, of_plan);
   std::erase_if(ready_, of_plan);
   std::erase_if(waiting_, of_plan);
   std::erase_if(active_, [plan](const Outgoing& message) { return message.tag.plan == plan; });
+  held_up_.reset();
 }
 
 void PeerChannel::say_farewell(const Farewell& farewell) {
@@ -90,7 +87,7 @@ void PeerChannel::say_farewell(const Farewell& farewell) {
   frame.header.length = static_cast<uint32_t>(frame.payload.size());
   if (farewell.failed) {
     active_.clear();
-    source_holds_up_ = false;
+    held_up_.reset();
   }
   farewell_ = std::move(frame);
 }
@@ -266,7 +263,7 @@ void PeerChannel::finish_frame(std::vector<TransportEvent>& events) {
 bool PeerChannel::write_frames(std::vector<TransportEvent>& events) {
   bool wrote = false;
   while (!control_.empty() && write_control()) wrote = true;
-  if (control_.empty() && !active_.empty() && !held_) wrote = write_data(events) || wrote;
+  if (control_.empty() && !active_.empty()) wrote = write_data(events) || wrote;
   if (farewell_ && control_.empty() && active_.empty()) {
     control_.push_back(*std::exchange(farewell_, std::nullopt));
     wrote = write_control() || wrote;
@@ -294,17 +291,40 @@ bool PeerChannel::write_control() {
   return true;
 }
 
+void PeerChannel::list_departures(std::vector<Departure>& into) {
+  const bool busy = !open_ || held_up_ || pipe_->write_window().size() < pipe_->min_capacity();
+  if (busy) return;
+  for (const Outgoing& message : active_) {
+    const uint64_t size = std::max<uint64_t>(message.source->num_bytes(), 1);
+    into.push_back(
+        {this, message.order, static_cast<double>(message.sent_bytes) / static_cast<double>(size)});
+  }
+}
+
+std::deque<PeerChannel::Outgoing>::iterator PeerChannel::next_to_leave() {
+  if (!crosses_network()) return active_.begin();
+  const std::optional<uint64_t> order = held_up_ ? held_up_ : turn_;
+  return std::find_if(active_.begin(), active_.end(),
+                      [&](const Outgoing& message) { return message.order == order; });
+}
+
 bool PeerChannel::write_data(std::vector<TransportEvent>& events) {
-  Outgoing& message = active_.front();
+  const auto next = next_to_leave();
+  if (next == active_.end()) return false;
+  Outgoing& message = *next;
   const uint64_t left = message.source->num_bytes() - message.sent_bytes;
   const std::span<std::byte> window = pipe_->write_window();
   if (window.size() < kHeaderBytes + padded_bytes(std::min<uint64_t>(left, kMinPayloadBytes))) {
     return false;
   }
-  const size_t room = std::min(window.size() - kHeaderBytes, kMaxFramePayloadBytes) & ~size_t{7};
+  const size_t most = crosses_network() ? kMaxTurnBytes : kMaxFramePayloadBytes;
+  const size_t room = std::min(window.size() - kHeaderBytes, most) & ~size_t{7};
   const size_t made = left == 0 ? 0 : message.source->produce(window.subspan(kHeaderBytes, room));
-  source_holds_up_ = made == 0 && left > 0;
-  if (source_holds_up_) return false;
+  held_up_.reset();
+  if (made == 0 && left > 0) {
+    held_up_ = message.order;
+    return false;
+  }
   FrameHeader data = header(FrameKind::kData, message.tag, message.sent_bytes);
   data.weight = message.source->weight;
   data.length = static_cast<uint32_t>(made);
@@ -318,7 +338,7 @@ bool PeerChannel::write_data(std::vector<TransportEvent>& events) {
   if (message.sent_bytes == message.source->num_bytes()) {
     events.push_back({TransportEvent::Kind::kSent, message.token, peer_, {}});
     ++counters_.messages_sent;
-    active_.pop_front();
+    active_.erase(next);
   }
   return true;
 }
@@ -333,8 +353,7 @@ void PeerChannel::check_liveness(double now_s, std::vector<TransportEvent>& even
          events);
     return;
   }
-  const bool silent = active_.empty() || source_holds_up_ || held_;
-  const bool idle = control_.empty() && silent && ending_ == Ending::kNone;
+  const bool idle = control_.empty() && !may_send() && ending_ == Ending::kNone;
   if (idle && now_s - last_sent_s_ >= config_.timeout_s / kHeartbeatsPerTimeout) {
     queue_control(FrameKind::kHeartbeat, {}, 0);
     if (write_frames(events)) last_sent_s_ = now_s;
@@ -350,9 +369,11 @@ void PeerChannel::lose(const std::string& cause, std::vector<TransportEvent>& ev
   events.push_back(std::move(event));
 }
 
-bool PeerChannel::wants_to_write() const {
-  return !control_.empty() || farewell_ || (!active_.empty() && !source_holds_up_ && !held_);
+bool PeerChannel::may_send() const {
+  return !active_.empty() && !held_up_ && (turn_ || !crosses_network());
 }
+
+bool PeerChannel::wants_to_write() const { return !control_.empty() || farewell_ || may_send(); }
 
 bool PeerChannel::prepare_to_sleep(double now_s, std::vector<PollItem>& items,
                                    double& max_sleep_s) {

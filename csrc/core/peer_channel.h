@@ -17,6 +17,15 @@
 
 namespace crossover {
 
+class PeerChannel;
+
+/// A message of which the pipe would take a frame now.
+struct Departure {
+  PeerChannel* channel;
+  uint64_t order;  // its place among the posts to all peers
+  double share;    // of its bytes that has left
+};
+
 /// Progress thread only. Once closed (the peer left or was lost) it moves nothing more and the
 /// messages it held never complete.
 class PeerChannel {
@@ -34,10 +43,12 @@ class PeerChannel {
   /// One turn: at most one data frame out, whatever has arrived in. True if anything moved.
   bool progress(double now_s, std::vector<TransportEvent>& events);
   bool crosses_network() const { return pipe_->crosses_network(); }
-  /// What would leave next: its place among the posts and how much has left; null if there is none.
-  std::optional<std::pair<uint64_t, uint64_t>> next_to_leave() const;
-  /// While held, no data leaves; control frames do.
-  void hold(bool held) { held_ = held; }
+  size_t bytes_before_link() const { return open_ ? pipe_->bytes_before_link() : 0; }
+  /// Over the network data leaves by turns: a frame of the message `order` in the next progress(),
+  /// none without one. Control frames need no turn.
+  void give_turn(std::optional<uint64_t> order) { turn_ = order; }
+  /// Appends the messages that want a turn.
+  void list_departures(std::vector<Departure>& into);
   /// This rank itself was stopped for `gap_s`: the peer's silence over that time is not counted.
   void excuse(double gap_s) { last_heard_s_ += gap_s; }
   bool prepare_to_sleep(double now_s, std::vector<PollItem>& items, double& max_sleep_s);
@@ -72,6 +83,8 @@ class PeerChannel {
   bool write_frames(std::vector<TransportEvent>& events);
   bool write_control();
   bool write_data(std::vector<TransportEvent>& events);
+  std::deque<Outgoing>::iterator next_to_leave();
+  bool may_send() const;
   void queue_control(FrameKind kind, const MessageTag& tag, uint64_t offset);
   void check_liveness(double now_s, std::vector<TransportEvent>& events);
   void lose(const std::string& cause, std::vector<TransportEvent>& events);
@@ -96,9 +109,9 @@ class PeerChannel {
   // --- leaving
   std::map<MessageTag, uint64_t> ready_;    // announced by the peer, not posted here; bytes
   std::map<MessageTag, Outgoing> waiting_;  // posted here, not announced by the peer
-  std::deque<Outgoing> active_;             // both: sent one after the other
-  bool held_ = false;
-  bool source_holds_up_ = false;  // the first of them had no bytes ready
+  std::deque<Outgoing> active_;             // both; off the network the first leaves first
+  std::optional<uint64_t> turn_;            // on the network: the order of the one that may leave
+  std::optional<uint64_t> held_up_;         // the order of one whose source had no bytes ready
   std::deque<ControlFrame> control_;
   std::optional<ControlFrame> farewell_;
   Ending ending_ = Ending::kNone;

@@ -65,6 +65,8 @@ class Pipe {
 
   /// Whether it shares the host's network link with the other pipes that do.
   virtual bool crosses_network() const { return false; }
+  /// Committed bytes that wait for that link; 0 if they wait for the peer or the network between.
+  virtual size_t bytes_before_link() const { return 0; }
 
   /// "tcp rank 3 (10.0.0.2:4711)", "shared memory with process 123".
   virtual std::string describe() const = 0;

@@ -1,11 +1,17 @@
 #include "core/stream_transport.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "core/error.h"
 #include "core/peer_channel.h"
 
 namespace crossover {
+namespace {
+
+constexpr double kLookAgain_s = 0.001;
+
+}  // namespace
 
 StreamTransport::StreamTransport(const StreamConfig& config,
                                  std::vector<std::unique_ptr<Pipe>> pipes)
@@ -51,25 +57,32 @@ bool StreamTransport::progress(double now_s, std::vector<TransportEvent>& events
 }
 
 void StreamTransport::give_turn(double now_s) {
-  const auto before = std::exchange(turn_, std::nullopt);
+  departures_.clear();
+  size_t backlog_bytes = 0;
   for (const auto& channel : channels_) {
     if (!channel || !channel->crosses_network()) continue;
-    const auto next = channel->next_to_leave();
-    if (next && (!turn_ || *next < *turn_)) turn_ = next;
+    channel->give_turn(std::nullopt);
+    channel->list_departures(departures_);
+    backlog_bytes += channel->bytes_before_link();
   }
-  if (turn_ != before) turn_moved_s_ = now_s;
-  const bool out_of_patience = turn_ && now_s - turn_moved_s_ >= kPatience_s;
-  for (const auto& channel : channels_) {
-    if (!channel || !channel->crosses_network()) continue;
-    const bool has_turn = turn_ && channel->next_to_leave() == turn_;
-    channel->hold(!has_turn && !out_of_patience);
-  }
+  if (backlog_bytes != backlog_bytes_) backlog_moved_s_ = now_s;
+  backlog_bytes_ = backlog_bytes;
+  const bool stuck = now_s - backlog_moved_s_ >= kPatience_s;
+  waits_for_link_ = !departures_.empty() && backlog_bytes >= kLinkBacklogBytes && !stuck;
+  if (departures_.empty() || waits_for_link_) return;
+  const auto newest = departures_.begin() + std::min(kAbreast, departures_.size()) - 1;
+  std::ranges::nth_element(departures_, newest, {}, &Departure::order);
+  const auto next = std::min_element(
+      departures_.begin(), newest + 1, [](const Departure& one, const Departure& other) {
+        return std::tie(one.share, one.order) < std::tie(other.share, other.order);
+      });
+  next->channel->give_turn(next->order);
 }
 
+// The system tells when one socket has room, not when the link has: that has to be looked up.
 bool StreamTransport::prepare_to_sleep(double now_s, std::vector<PollItem>& items,
                                        double& max_sleep_s) {
-  if (turn_)
-    max_sleep_s = std::min(max_sleep_s, std::max(0.0, turn_moved_s_ + kPatience_s - now_s));
+  if (waits_for_link_) max_sleep_s = std::min(max_sleep_s, kLookAgain_s);
   bool may_sleep = true;
   for (const auto& channel : channels_) {
     if (channel) may_sleep = channel->prepare_to_sleep(now_s, items, max_sleep_s) && may_sleep;

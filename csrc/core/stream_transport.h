@@ -5,17 +5,16 @@
 // control frames never wait behind a whole segment. Data therefore always has a place to go and a
 // reader never stops reading.
 //
-// Messages that cross the network leave one after the other, in the order of their posts: as all
-// ranks post alike, each link then carries one message out and one in. All at once, two would meet
-// at one receiver while another's link is idle. One whose peer takes nothing for kPatience_s lets
-// the others pass.
+// The messages of a host share its network link evenly, by turns of a frame: of the kAbreast oldest
+// the one of which the least share has left is next. As all ranks post alike, that loads the links
+// in as evenly as those out, and a rank that is late shares a link in for a while instead of
+// stopping whoever else sends there. No turn is given while the link has enough to do; a message
+// that waits for its peer or for the network between does not count as that.
 #pragma once
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <set>
-#include <utility>
 #include <vector>
 
 #include "core/transport.h"
@@ -24,7 +23,12 @@ namespace crossover {
 
 class Pipe;
 class PeerChannel;
+struct Departure;
 
+inline constexpr size_t kAbreast = 8;
+/// Bytes that wait for the link: enough to keep it busy, few enough to leave the order to us.
+inline constexpr size_t kLinkBacklogBytes = size_t{128} << 10;
+/// A backlog that has not moved for this long does not keep others from leaving.
 inline constexpr double kPatience_s = 0.05;
 
 struct StreamConfig {
@@ -61,8 +65,10 @@ class StreamTransport final : public Transport {
   double last_progress_s_ = -1.0;
 
   uint64_t num_posts_ = 0;
-  std::optional<std::pair<uint64_t, uint64_t>> turn_;  // whose it is; as of next_to_leave()
-  double turn_moved_s_ = 0.0;
+  std::vector<Departure> departures_;  // kept for its memory
+  size_t backlog_bytes_ = 0;
+  double backlog_moved_s_ = 0.0;
+  bool waits_for_link_ = false;  // a message wants a turn and the link is full
 };
 
 }  // namespace crossover

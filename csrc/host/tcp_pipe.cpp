@@ -79,6 +79,7 @@ class TcpPipe final : public Pipe {
   std::string end_reason() const override { return end_reason_; }
   bool prepare_to_sleep(bool want_write, std::vector<PollItem>& items) override;
   bool crosses_network() const override { return crosses_network_; }
+  size_t bytes_before_link() const override;
   std::string describe() const override { return description_; }
 
  private:
@@ -140,6 +141,20 @@ void TcpPipe::break_writing(int error_number) {
   outgoing_.clear();
 }
 
+// A socket with as much in flight as its congestion window allows waits for acknowledgements.
+size_t TcpPipe::bytes_before_link() const {
+  if (!crosses_network_) return 0;
+  tcp_info info{};
+  socklen_t size = sizeof(info);
+  int unsent_bytes = 0;
+  if (::getsockopt(socket_.get(), IPPROTO_TCP, TCP_INFO, &info, &size) != 0) return 0;
+  if (::ioctl(socket_.get(), SIOCOUTQNSD, &unsent_bytes) != 0) return 0;
+  const uint32_t in_flight =
+      info.tcpi_unacked - info.tcpi_sacked - info.tcpi_lost + info.tcpi_retrans;
+  if (in_flight >= info.tcpi_snd_cwnd) return 0;
+  return outgoing_.size_bytes() + static_cast<size_t>(unsent_bytes);
+}
+
 bool TcpPipe::drained() const {
   if (write_side_ == WriteSide::kBroken) return true;
   if (outgoing_.size_bytes() > 0) return false;
@@ -193,7 +208,7 @@ bool TcpPipe::prepare_to_sleep(bool want_write, std::vector<PollItem>& items) {
   if (can_read && write_side_ == WriteSide::kBroken) return false;
   pollfd now{.fd = socket_.get(), .events = POLLIN, .revents = 0};
   if (can_read && ::poll(&now, 1, 0) > 0) return false;
-  const bool can_write = outgoing_.size_bytes() > 0;
+  const bool can_write = outgoing_.size_bytes() > 0 || bytes_before_link() >= kMaxUnsentBytes / 2;
   if (can_read || can_write) {
     items.push_back({.fd = socket_.get(), .readable = can_read, .writable = can_write});
   }
