@@ -291,6 +291,12 @@ bool PeerChannel::write_control() {
   return true;
 }
 
+size_t PeerChannel::bytes_before_link(double now_s) {
+  const size_t bytes = open_ ? pipe_->bytes_before_link() : 0;
+  if (std::exchange(backlog_bytes_, bytes) != bytes) backlog_moved_s_ = now_s;
+  return now_s - backlog_moved_s_ < kPatience_s ? bytes : 0;
+}
+
 void PeerChannel::list_departures(std::vector<Departure>& into) {
   const bool busy = !open_ || held_up_ || pipe_->write_window().size() < pipe_->min_capacity();
   if (busy) return;

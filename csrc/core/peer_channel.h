@@ -43,7 +43,9 @@ class PeerChannel {
   /// One turn: at most one data frame out, whatever has arrived in. True if anything moved.
   bool progress(double now_s, std::vector<TransportEvent>& events);
   bool crosses_network() const { return pipe_->crosses_network(); }
-  size_t bytes_before_link() const { return open_ ? pipe_->bytes_before_link() : 0; }
+  /// Pipe::bytes_before_link(), 0 when they have not moved for kPatience_s: then it is not the link
+  /// that they wait for.
+  size_t bytes_before_link(double now_s);
   /// Over the network data leaves by turns: a frame of the message `order` in the next progress(),
   /// none without one. Control frames need no turn.
   void give_turn(std::optional<uint64_t> order) { turn_ = order; }
@@ -112,6 +114,8 @@ class PeerChannel {
   std::deque<Outgoing> active_;             // both; off the network the first leaves first
   std::optional<uint64_t> turn_;            // on the network: the order of the one that may leave
   std::optional<uint64_t> held_up_;         // the order of one whose source had no bytes ready
+  size_t backlog_bytes_ = 0;
+  double backlog_moved_s_ = 0.0;
   std::deque<ControlFrame> control_;
   std::optional<ControlFrame> farewell_;
   Ending ending_ = Ending::kNone;

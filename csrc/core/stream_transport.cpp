@@ -63,12 +63,9 @@ void StreamTransport::give_turn(double now_s) {
     if (!channel || !channel->crosses_network()) continue;
     channel->give_turn(std::nullopt);
     channel->list_departures(departures_);
-    backlog_bytes += channel->bytes_before_link();
+    backlog_bytes += channel->bytes_before_link(now_s);
   }
-  if (backlog_bytes != backlog_bytes_) backlog_moved_s_ = now_s;
-  backlog_bytes_ = backlog_bytes;
-  const bool stuck = now_s - backlog_moved_s_ >= kPatience_s;
-  waits_for_link_ = !departures_.empty() && backlog_bytes >= kLinkBacklogBytes && !stuck;
+  waits_for_link_ = !departures_.empty() && backlog_bytes >= kLinkBacklogBytes;
   if (departures_.empty() || waits_for_link_) return;
   const auto newest = departures_.begin() + std::min(kAbreast, departures_.size()) - 1;
   std::ranges::nth_element(departures_, newest, {}, &Departure::order);

@@ -28,7 +28,7 @@ struct Departure;
 inline constexpr size_t kAbreast = 8;
 /// Bytes that wait for the link: enough to keep it busy, few enough to leave the order to us.
 inline constexpr size_t kLinkBacklogBytes = size_t{128} << 10;
-/// A backlog that has not moved for this long does not keep others from leaving.
+/// A socket's backlog that has not moved for this long does not keep others from leaving.
 inline constexpr double kPatience_s = 0.05;
 
 struct StreamConfig {
@@ -66,9 +66,7 @@ class StreamTransport final : public Transport {
 
   uint64_t num_posts_ = 0;
   std::vector<Departure> departures_;  // kept for its memory
-  size_t backlog_bytes_ = 0;
-  double backlog_moved_s_ = 0.0;
-  bool waits_for_link_ = false;  // a message wants a turn and the link is full
+  bool waits_for_link_ = false;        // a message wants a turn and the link is full
 };
 
 }  // namespace crossover
