@@ -77,7 +77,7 @@ class Loop:
     def __init__(self, method: str, num_parameters: int) -> None:
         torch.manual_seed(0)
         self._model: nn.Module = tiny_model(num_parameters)
-        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=1e-3, momentum=0.9)
+        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=1e-9, momentum=0.9)
         self._x = torch.randn(2, WIDTH)
         if method.startswith("crossover/"):
             _, overlap, wire = method.split("/")
