@@ -226,6 +226,8 @@ class Engine:
     def round(self, plan: int, segment: int) -> int:
         """The open round of the segment, or the next one."""
     def is_open(self, plan: int) -> bool: ...
+    def set_issue_order(self, plan: int, order: Sequence[int]) -> None:
+        """The order in which segments are posted and awaited from the next round on."""
     def weights(self, plan: int) -> list[float]:
         """Push-sum's w per segment in model order, as of its last mix; 1.0 without push-sum."""
     def set_weights(self, plan: int, weights: Sequence[float]) -> None:

@@ -16,6 +16,7 @@ from crossover_comm.comm_bucket import ONCE, SentHook
 from crossover_comm.config import GossipConfig, Overlap
 from crossover_comm.context import Context
 from crossover_comm.errors import InvalidArgument
+from crossover_comm.first_needed import FirstNeeded
 from crossover_comm.groups import Groups, within_groups
 from crossover_comm.layout import DTYPE_NAMES
 from crossover_comm.posted import PostedMemory
@@ -39,7 +40,8 @@ class Gossip:
         groups: Those that gossip in place of ranks; their members hold equal parameters.
 
     Attributes:
-        order: In which segments are posted and awaited, as indices.
+        order: In which segments are posted and awaited, as indices; in mode ``"forward"`` another
+            one from the second round on.
         device: Where the model lives; what is exchanged beside it lies there too.
         is_sharded: Parameters are FSDP2's, and what is exchanged are this rank's shards of them.
         awaited: The segments with the modules at which they are to be awaited.
@@ -88,6 +90,9 @@ class Gossip:
         self._plan = self._plan_of_segments(config)
         self.companions: list[int] = []
         self.plan = self._add_plan(0)
+        self._first_needed: FirstNeeded | None = None
+        if overlap == "forward" and len(self.segments) > 1:
+            self._first_needed = FirstNeeded(context, str(self.plan), len(self.segments))
 
     @property
     def named_parameters(self) -> dict[str, nn.Parameter]:
@@ -118,6 +123,7 @@ class Gossip:
         """
         self.device.refuse_capture()
         self._note(slice(0, len(self.parameters)))
+        self._reorder()
         self._begin(0)
         if self._hook is not None:
             for index in self.order:
@@ -175,6 +181,8 @@ class Gossip:
         Raises:
             InvalidArgument, CrossoverError: As for :meth:`close_round`.
         """
+        if self._first_needed is not None:
+            self._first_needed.needed(index)
         if index not in self._open:
             return False
         self.device.refuse_capture()
@@ -267,6 +275,7 @@ class Gossip:
         if self._hook is not None:
             self._hook.forget()
         self.plan = self._add_plan(state["round"])
+        self.context.engine.set_issue_order(self.plan, self.order)
         self.companions = [self._add_plan(state["round"]) for _ in self.companions]
 
     def remove(self) -> None:
@@ -336,6 +345,14 @@ class Gossip:
     def _mixed(self, segments: Sequence[int]) -> None:
         if self._auto is not None:
             self._auto.mixed(segments, self.plan)
+
+    def _reorder(self) -> None:
+        """Takes the order in which the forward needs segments as soon as it is agreed."""
+        order = None if self._first_needed is None else self._first_needed.before_post()
+        if order is not None:
+            self._first_needed = None
+            self.order = order
+            self.context.engine.set_issue_order(self.plan, order)
 
     def _exchanged(self) -> list[int]:
         """Addresses of what is posted: the parameters', or those of what a hook sends for them."""

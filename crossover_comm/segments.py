@@ -119,7 +119,8 @@ def issue_order(num_segments: int, overlap: Overlap) -> list[int]:
     """The order in which segments are posted and awaited, as indices in model order.
 
     Modes ``"backward"`` and ``"fused"`` start at the model's end, whose gradients are ready first;
-    the others start with the segment that the next forward needs first.
+    the others start at its begin. Mode ``"forward"`` replaces it by the order in which a forward
+    needs them, see :class:`crossover_comm.first_needed.FirstNeeded`.
     """
     order = range(num_segments)
     return list(reversed(order)) if overlap in ("backward", "fused") else list(order)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
+import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store, TCPStore
 
-from crossover_comm.errors import TransportError
+from crossover_comm.errors import ProgressTimeout, TransportError
 from crossover_comm.launch import Launch
 
-__all__ = ["open_store", "store_host"]
+__all__ = ["await_key", "open_store", "store_host"]
+
+_SLICE = timedelta(seconds=1)
 
 
 def open_store(launch: Launch, timeout_s: float) -> Store:
@@ -52,6 +56,42 @@ def _open(host: str, port: int, hosts: bool, timeout_s: float) -> Store:
         wait_for_workers=False,
         multi_tenant=True,
     )
+
+
+def await_key(
+    store: Store, key: str, check: Callable[[], None], timeout_s: float, absence: str
+) -> None:
+    """Waits for a key that another rank sets.
+
+    Args:
+        store: Shared with it.
+        key: The key.
+        check: Raises if there is no use in waiting any more; called every second.
+        timeout_s: Seconds to wait.
+        absence: What has not happened then, for the message.
+
+    Raises:
+        ProgressTimeout: It was not set in time.
+        TransportError: The store does not answer.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            store.wait([key], _SLICE)
+            return
+        except RuntimeError:  # out of time; if the store is gone instead, check() says so
+            check()
+            _require_answer(store, key)
+        if time.monotonic() > deadline:
+            raise ProgressTimeout(f"{absence} for {timeout_s:g} s")
+
+
+def _require_answer(store: Store, key: str) -> None:
+    try:
+        store.check([key])
+    except dist.DistError as error:
+        cause = str(error).partition("\n")[0]
+        raise TransportError(f"the store does not answer ({cause})") from error
 
 
 def store_host(store: Store) -> str | None:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 import weakref
-from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -22,9 +20,10 @@ from torch.distributed.algorithms.join import JoinHook
 
 from crossover_comm.buffers import CommonBuffers
 from crossover_comm.context import Context
-from crossover_comm.errors import InvalidArgument, ProgressTimeout, TransportError
+from crossover_comm.errors import InvalidArgument
 from crossover_comm.gradients import copy_from_roots
 from crossover_comm.hooks import RoundHooks
+from crossover_comm.store import await_key
 
 __all__ = ["ShadowHook", "UnevenInputs", "join_group"]
 
@@ -159,26 +158,13 @@ class UnevenInputs(contextlib.AbstractContextManager[None]):
 
     def _await(self, key: str) -> None:
         """Waits for a key as long as a living peer may take."""
-        deadline = time.monotonic() + self._context.settings.stall_timeout_s
-        while True:
-            try:
-                self._store.wait([key], _SLICE)
-                return
-            except RuntimeError:  # out of time; if the store is gone instead, check() says so
-                self._context.engine.check_failure()
-                self._require_store(key)
-            if time.monotonic() > deadline:
-                raise ProgressTimeout(
-                    "join: ranks with data have begun no round for "
-                    f"{self._context.settings.stall_timeout_s:g} s"
-                )
-
-    def _require_store(self, key: str) -> None:
-        try:
-            self._store.check([key])
-        except dist.DistError as error:
-            cause = str(error).partition("\n")[0]
-            raise TransportError(f"join: the store does not answer ({cause})") from error
+        await_key(
+            self._store,
+            key,
+            self._context.engine.check_failure,
+            self._context.settings.stall_timeout_s,
+            "join: ranks with data have begun no round",
+        )
 
 
 class ShadowHook(JoinHook):
@@ -273,7 +259,6 @@ def copy_from(hooks: RoundHooks, root: int) -> None:
 
 _KEPT_ROUNDS = 4096
 """Further back no rank can be: it would hold up the others."""
-_SLICE = timedelta(seconds=1)
 _open: weakref.WeakSet[Context] = weakref.WeakSet()
 
 

@@ -79,7 +79,7 @@ def _context(
         transport=transport,
         interface=None,
         check_finite=True,
-        event_capacity=0,
+        event_capacity=1000,
     )
     engine = _C.Engine(
         rank=rank,
@@ -89,7 +89,7 @@ def _context(
         stall_timeout_s=TIMEOUT_S,
         stall_warning_s=TIMEOUT_S,
         raise_on_non_finite=True,
-        event_capacity=0,
+        event_capacity=1000,
         incarnation=1,
         warn=print,
     )

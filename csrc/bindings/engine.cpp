@@ -258,6 +258,12 @@ void bind_engine(py::module_& m) {
           },
           "plan"_a, "segment"_a)
       .def(
+          "set_issue_order",
+          [](PythonEngine& self, uint32_t plan, std::vector<uint32_t> order) {
+            self.engine().set_issue_order(plan, std::move(order));
+          },
+          "plan"_a, "order"_a)
+      .def(
           "is_open", [](PythonEngine& self, uint32_t plan) { return self.engine().is_open(plan); },
           "plan"_a)
       .def(

@@ -105,6 +105,10 @@ class Engine {
 
   /// The open round of a segment, or the next one.
   uint64_t round(uint32_t plan, uint32_t segment) const;
+  /// From the next round on segments are posted and awaited in this order, which is the same on
+  /// every rank if the transport launches in the order of posting. Training thread. InvalidArgument
+  /// if a round is open, or unless it is a permutation of the segments.
+  void set_issue_order(uint32_t plan, std::vector<uint32_t> order);
   /// True while a segment of the plan is posted and not mixed.
   bool is_open(uint32_t plan) const;
 

@@ -1,4 +1,6 @@
 // What the training thread asks and sets between rounds.
+#include <utility>
+
 #include "core/engine.h"
 #include "core/plan_state.h"
 
@@ -8,6 +10,16 @@ uint64_t Engine::round(uint32_t plan, uint32_t segment) const {
   check_not_forked();
   const std::lock_guard lock(mutex_);
   return usable_plan(plan)->segments.at(segment).round;
+}
+
+void Engine::set_issue_order(uint32_t plan, std::vector<uint32_t> order) {
+  check_not_forked();
+  const std::lock_guard lock(mutex_);
+  PlanState& state = *usable_plan(plan);
+  if (state.is_open()) {
+    throw InvalidArgument("set_issue_order: plan " + std::to_string(plan) + " has an open round");
+  }
+  state.plan.set_issue_order(std::move(order));
 }
 
 bool Engine::is_open(uint32_t plan) const {

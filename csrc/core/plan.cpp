@@ -1,6 +1,7 @@
 #include "core/plan.h"
 
 #include <numeric>
+#include <utility>
 
 #include "core/error.h"
 
@@ -52,6 +53,11 @@ SegmentPlan::SegmentPlan(std::vector<Segment> segments, Dtype wire,
     first_tensor_.push_back(num_tensors_);
     num_tensors_ += segments_[i].numels.size();
   }
+}
+
+void SegmentPlan::set_issue_order(std::vector<uint32_t> order) {
+  check_permutation(order, segments_.size());
+  issue_order_ = std::move(order);
 }
 
 int64_t SegmentPlan::wire_bytes() const {

@@ -33,6 +33,8 @@ class SegmentPlan {
   std::span<const Segment> segments() const { return segments_; }
   const Segment& segment(uint32_t index) const { return segments_[index]; }
   std::span<const uint32_t> issue_order() const { return issue_order_; }
+  /// Throws InvalidArgument as the constructor does, and then changes nothing.
+  void set_issue_order(std::vector<uint32_t> order);
   /// Element type of segment `index` on the wire, in programs that keep what Q takes.
   Dtype wire(uint32_t index) const { return wire_dtype(segments_[index].dtype, wire_); }
   /// Index of the segment's first tensor in a flat list over all segments in model order.

@@ -37,7 +37,7 @@ struct PlanState {
             NonFinitePolicy non_finite);
 
   const uint32_t id;
-  const SegmentPlan plan;
+  SegmentPlan plan;  // its issue order is guarded by the engine's mutex, the rest is constant
   const std::shared_ptr<const Schedule> schedule;
   const std::shared_ptr<Device> device;
   std::vector<SegmentState> segments;
