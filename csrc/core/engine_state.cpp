@@ -58,8 +58,10 @@ std::vector<Difference> Engine::differences(uint32_t plan) const {
     throw InvalidArgument("differences: plan " + std::to_string(plan) + " has an open round");
   }
   std::vector<Difference> found;
-  for (const SegmentState& segment : state.segments)
+  found.reserve(state.segments.size());
+  for (const SegmentState& segment : state.segments) {
     found.push_back(segment.exchange->difference());
+  }
   return found;
 }
 

@@ -67,7 +67,8 @@ void StreamTransport::give_turn(double now_s) {
   }
   waits_for_link_ = !departures_.empty() && backlog_bytes >= kLinkBacklogBytes;
   if (departures_.empty() || waits_for_link_) return;
-  const auto newest = departures_.begin() + std::min(kAbreast, departures_.size()) - 1;
+  const size_t abreast = std::min(kAbreast, departures_.size());
+  const auto newest = departures_.begin() + static_cast<std::ptrdiff_t>(abreast) - 1;
   std::ranges::nth_element(departures_, newest, {}, &Departure::order);
   const auto next = std::min_element(
       departures_.begin(), newest + 1, [](const Departure& one, const Departure& other) {
