@@ -115,7 +115,8 @@ class GossipConfig:
             over all ranks; others stay local. ``"broadcast"``: all ranks have rank 0's when the
             first forward after a round begins, which waits for them. ``None``: the wrapper's
             default: ``"local"``, but ``"broadcast"``, torch's, for ``DistributedDataParallel`` with
-            ``groups="world"`` and `broadcast_buffers`.
+            ``groups="world"`` and `broadcast_buffers`. All but ``"local"`` leave the graph of a
+            compiled wrapper, so ``fullgraph=True`` refuses it.
         hierarchy: ``"sharded"``: each member carries its share of the group's traffic; ``"root"``:
             the first member carries all of it.
 
