@@ -22,7 +22,7 @@ WARNINGS := -DCROSSOVER_WERROR=$(WERROR)
 # Host code only: nvcc knows no sanitizers. What needs nvcc comes with the package.
 SANITIZER_TYPE := -DCROSSOVER_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1"
 
-.PHONY: test test-cpp test-python demo lint lint-python lint-cpp sanitize clean
+.PHONY: test test-cpp test-python demo lint lint-python lint-cpp sanitize bench-cpp clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -61,6 +61,11 @@ sanitize: sanitize-address,undefined sanitize-thread
 sanitize-%: $(VENV)/.build
 	@echo "== C++ tests under -fsanitize=$*"
 	@scripts/cpp_tests build/sanitize-$* $(JOBS) $(WARNINGS) $(SANITIZER_TYPE) -DCROSSOVER_SANITIZE=$*
+
+# Measures: leave the machine alone meanwhile. Needs Google Benchmark (libbenchmark-dev).
+bench-cpp: $(VENV)/.build
+	@echo "== C++ benchmarks"
+	@scripts/cpp_benchmarks build/bench $(JOBS)
 
 clean:
 	rm -rf build dist $(VENV) crossover_comm/_C.*.so crossover_comm/_cuda.*.so

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmark_tables import label, where
+from benchmark_tables import exchange_place, label, where
 from study_statistics import Points, Results
 
 from crossover_comm.simulate.report import plot_lines
@@ -42,7 +42,33 @@ def plot_benchmarks(results: Results, folder: Path) -> None:
         for row in results.get("memory", [])
         if "extra_bytes" in row
     }
+    plot_exchange(folder / "exchange.png", results)
     plot_bars(folder / "memory.png", extra, "peak memory beyond the script's (MB), 400 MB model")
+
+
+def plot_exchange(path: Path, results: Results) -> None:
+    """Saves bytes over time of each way to exchange and mix; nothing if there are none."""
+    rows = results.get("exchange", [])
+    if not rows:
+        return
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    places = list(dict.fromkeys(map(exchange_place, rows)))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    rates = {(row["method"], exchange_place(row)): row["gb_per_s"] for row in rows}
+    width = 1 / (len(methods) + 1)
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
+    for k, method in enumerate(methods):
+        at = [n + (k + 0.5) * width for n in range(len(places))]
+        axes.bar(at, [rates.get((method, place), 0.0) for place in places], width, label=method)
+    axes.set_xticks([n + 0.5 - width / 2 for n in range(len(places))], places)
+    axes.set(ylabel="tensor / time (GB/s)")
+    axes.legend(ncols=3)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
 
 
 def plot_bars(path: Path, bars: Mapping[str, float], x: str) -> None:

@@ -161,6 +161,44 @@ def overhead(results: Results) -> str:
     return markdown(header, lines) if lines else NOT_MEASURED
 
 
+def exchange(results: Results) -> str:
+    """Median time of an exchange with mix, by method."""
+    rows = results.get("exchange", [])
+    places = list(dict.fromkeys(exchange_place(row) for row in rows))
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cells.setdefault(row["method"], {})[exchange_place(row)] = f"{1e3 * row['p50_s']:.1f}"
+    lines = [
+        [method, *(line.get(place, "-") for place in places)] for method, line in cells.items()
+    ]
+    return markdown(["ms", *places], lines) if lines else NOT_MEASURED
+
+
+def exchange_place(row: Row) -> str:
+    """ "2 ranks, shm, 100 MB"."""
+    return f"{row['ranks']} ranks, {row['transport']}, {row['bytes'] // 1_000_000} MB"
+
+
+def exchange_targets(results: Results) -> str:
+    """How many times faster than each peer, and the target."""
+    lines = []
+    for row in results.get("exchange_targets", []):
+        short = 1 - row["ratio"] / row["target"]
+        verdict = "met" if short <= 0 else f"missed by {100 * short:.0f} %"
+        lines.append([row["what"], f"{row['ratio']:.2f}", row["target"], verdict])
+    return markdown(["", "times faster", "target", ""], lines) if lines else NOT_MEASURED
+
+
+def cpp_benchmarks(results: Results, program: str) -> str:
+    """What Google Benchmark has printed."""
+    lines = []
+    for row in results.get(f"cpp/{program}", []):
+        unit = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3}[row["time_unit"]]
+        rate = f"{row['bytes_per_second'] / 1e9:.2f}" if "bytes_per_second" in row else ""
+        lines.append([row["name"], f"{1e6 * unit * row['cpu_time']:.2f}", rate])
+    return markdown(["benchmark", "us", "GB/s"], lines) if lines else NOT_MEASURED
+
+
 def rate_name(rate: str) -> str:
     """As written in units."""
     names = {"100mbit": "100 Mbit/s", "200mbit": "200 Mbit/s", "1gbit": "1 Gbit/s"}
@@ -177,4 +215,8 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "stragglers": stragglers,
     "scaling": scaling,
     "memory": memory,
+    "exchange": exchange,
+    "exchange-targets": exchange_targets,
+    "cpp-kernels": partial(cpp_benchmarks, program="kernels"),
+    "cpp-engine": partial(cpp_benchmarks, program="engine"),
 }

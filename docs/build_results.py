@@ -31,10 +31,12 @@ BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def load() -> Results:
-    """Rows of every result file, by the file's name without its suffix."""
+    """Rows of every result file, by the file's name without its suffix, "cpp/" before C++ ones."""
     files = [*RESULTS.glob("*.json"), *(RESULTS / "studies").glob("*.json")]
     contents = {path.stem: json.loads(path.read_text()) for path in files}
-    return {name: content["rows"] for name, content in contents.items() if "rows" in content}
+    rows = {name: content["rows"] for name, content in contents.items() if "rows" in content}
+    google = {path.stem: json.loads(path.read_text()) for path in (RESULTS / "cpp").glob("*.json")}
+    return rows | {f"cpp/{name}": content["benchmarks"] for name, content in google.items()}
 
 
 def rebuilt(page: str, tables: Mapping[str, Callable[[Results], str]], results: Results) -> str:

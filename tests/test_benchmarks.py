@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import exchange
 import memory
 import netns
 import overhead
@@ -104,3 +105,19 @@ def test_overhead_is_the_median_difference_from_the_loop_alone_less_mixing() -> 
     assert rows["alone"]["step_s"] == 3.0
     assert rows["unwrapped"]["extra_step_s"] == 0.5
     assert rows["crossover/none/fp32"]["overhead_s"] == 0.5 - 0.125
+
+
+def test_an_exchange_is_judged_by_how_many_times_faster_it_is_than_each_peer() -> None:
+    place = {"transport": "shm", "ranks": 2, "bytes": 25_000_000}
+    seconds = {"floor": 3.0, "crossover": 2.0, "gloo": 8.0}
+    rows = [{**place, "method": method, "p50_s": time_s} for method, time_s in seconds.items()]
+    rows += [{**row, "transport": "tcp"} for row in rows]
+    passes = {"memcpy": 1.0, "pack": 2.0, "loop": 3.0, "mix": 1.0}
+    found = {row["what"]: row["ratio"] for row in exchange.ratios(rows, passes)}
+    assert found == {
+        "shm, 2 ranks, 25 MB: floor / crossover": 1.5,
+        "shm, 2 ranks, 25 MB: gloo / crossover": 4.0,
+        "tcp, 2 ranks, 25 MB: gloo / crossover": 4.0,
+        "one core, 100 MB: memcpy / pack": 0.5,
+        "one core, 100 MB: loop / mix": 3.0,
+    }
