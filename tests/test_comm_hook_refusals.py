@@ -7,27 +7,15 @@ from typing import Any
 import pytest
 import torch
 from group_cases import loss_of
-from models import mlp
 from ranks import lone_rank, run_ranks
+from test_comm_hook import done, wrap
 from torch import nn
 
 from crossover_comm.comm_bucket import CommBucket
 from crossover_comm.config import GossipConfig
 from crossover_comm.context import Context
-from crossover_comm.ddp import DistributedDataParallel
 from crossover_comm.errors import CrossoverError, InvalidArgument
 from crossover_comm.topology import Table
-
-
-def wrap(context: Context, model: nn.Module | None = None, gossip: Any = "allreduce") -> Any:
-    model = mlp(4, 8, 3) if model is None else model
-    return DistributedDataParallel(model, gossip=gossip, context=context, init_sync=False)
-
-
-def done(tensor: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
-    future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    future.set_result(tensor)
-    return future
 
 
 def unchanged(_: Any, bucket: CommBucket) -> torch.futures.Future[torch.Tensor]:
